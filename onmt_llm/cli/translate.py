@@ -19,7 +19,8 @@ from onmt_llm.cli.lines.partial_output import START_AGAIN, GrowingOutput, open_o
 from onmt_llm.cli.outputs import STANDARD, Paths, model_files, output_option
 from onmt_llm.cli.run import CheckedJob, required, run_job
 from onmt_llm.config.loading.load import Loaded
-from onmt_llm.config.translate import TranslateConfig
+from onmt_llm.config.translate import InferenceConfig, TranslateConfig
+from onmt_llm.data.transforms.affix import Prefix, PrefixConfig
 from onmt_llm.errors import ConfigError, DataError, Problem
 from onmt_llm.generate.open import find_release
 from onmt_llm.log import logger
@@ -47,7 +48,7 @@ def _problems(loaded: Loaded[Any]) -> Iterator[Problem]:
 def _translate(loaded: Loaded[Any]) -> int:
     config: TranslateConfig = loaded.job
     src = LineInput(required(loaded, "inference", "src", USAGE))
-    reader = ChunkReader(src, _references(config))
+    reader = ChunkReader(src, _references(loaded))
     table = phrase_table(config)
     redraws = config.generation.draws and find_release(config.inference.model[0]) is not None
     output = config.inference.output
@@ -103,12 +104,18 @@ def _with_seed(config: TranslateConfig, seed: int | None, *, draw: bool) -> Tran
     return config.model_copy(update={"generation": config.generation.model_copy(update={"seed": seed})})
 
 
-def _references(config: TranslateConfig) -> LineInput | None:
+def _references(loaded: Loaded[Any]) -> LineInput | None:
     """Lines of `tgt`; None if the option is not given."""
-    if config.inference.tgt is not None:
-        return LineInput(config.inference.tgt)
-    if config.inference.tgt_file_prefix:
-        raise ConfigError("'tgt' must be given with tgt_file_prefix, but is not.", hint="-tgt prefixes.txt")
+    inference: InferenceConfig = loaded.job.inference
+    if inference.tgt is not None:
+        return LineInput(inference.tgt)
+    prefix = loaded.options.get(Prefix.section, PrefixConfig())
+    assert isinstance(prefix, PrefixConfig)
+    if inference.tgt_file_prefix and not ("prefix" in inference.transforms and prefix.tgt_prefix):
+        raise ConfigError(
+            "'tgt' must be given with tgt_file_prefix, but is not.",
+            hint="-tgt prefixes.txt; or one prefix for all lines: -transforms prefix -tgt_prefix TOKENS",
+        )
     return None
 
 

@@ -23,7 +23,7 @@ class InferenceConfig(Section):
     tgt: str | None = None
     """Reference answers to score, one per line; or, with `tgt_file_prefix`, target prefixes."""
     tgt_file_prefix: bool = False
-    """Start each answer with its line of `tgt`."""
+    """Start each answer with its line of `tgt`, or without it with the `tgt_prefix` of the transform `prefix`."""
     output: str = "pred.txt"
     """Output file, one answer per line in input order; `-` = standard output. It grows as `OUTPUT.partial`, and has its
     own name when it is complete."""

@@ -39,6 +39,7 @@ class LinePrompts:
         encode: Tokenises a text.
         codec: Has the frame of a prompt, which transforms of tokens do not see.
         first: Place of the first line in the whole input.
+        target_prefix: Tokens that the transforms put before each target.
     """
 
     def __init__(
@@ -50,7 +51,9 @@ class LinePrompts:
         encode: Callable[[str], list[str]],
         codec: Codec,
         first: int = 0,
+        target_prefix: Sequence[str] = (),
     ) -> None:
+        self.target_prefix = target_prefix
         self._lines = lines
         self._first = first
         self._text = text

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from onmt_llm.cli.lines.chunks import LineChunk
 from onmt_llm.config.loading.load import Loaded
 from onmt_llm.config.translate import TranslateConfig
+from onmt_llm.data.transforms.affix import Prefix
 from onmt_llm.data.transforms.build import inference_transforms
-from onmt_llm.data.transforms.transform import TransformContext
+from onmt_llm.data.transforms.transform import Transform, TransformContext
 from onmt_llm.errors import ConfigError
 from onmt_llm.generate.alignment import read_phrase_table, replace_unknown
 from onmt_llm.generate.scoring import score_pairs
@@ -41,7 +42,10 @@ def prompt_builder(codec: Codec, loaded: Loaded[Any]) -> Callable[..., LinePromp
         codec.default_features = parse_defaults(config.inference.src_feats_defaults, len(codec.feature_vocabs))
     context = TransformContext(codec, tokenizer=codec.tokenizer, src_tokenizer=codec.src_tokenizer)
     text, tokens = inference_transforms(config.inference.transforms, loaded.options, context)
-    needs_lines = {"tgt": config.inference.tgt, **config.generation.model_dump(include={"replace_unk", "report_align"})}
+    needs_lines = {
+        **config.inference.model_dump(include={"tgt", "tgt_file_prefix"}),
+        **config.generation.model_dump(include={"replace_unk", "report_align"}),
+    }
     wants = next((name for name, value in needs_lines.items() if value), None)
     if wants and any(transform.needs_neighbours for transform in (*text, *tokens)):
         raise ConfigError(
@@ -49,7 +53,16 @@ def prompt_builder(codec: Codec, loaded: Loaded[Any]) -> Callable[..., LinePromp
             hint="leave one of them out",
         )
     encode = partial(encode_prompt, codec=codec, template=config.inference.template)
-    return partial(LinePrompts, text=text, tokens=tokens, encode=encode, codec=codec)
+    begin = _target_prefix(text, tokens, codec)
+    return partial(LinePrompts, text=text, tokens=tokens, encode=encode, codec=codec, target_prefix=begin)
+
+
+def _target_prefix(text: Sequence[Transform], tokens: Sequence[Transform], codec: Codec) -> list[str]:
+    """The tokens that the transform `prefix` puts before each target, unless the model's targets start with them."""
+    found = [codec.tokenizer.encode(each.tgt) for each in text if isinstance(each, Prefix) and each.tgt]
+    found += [each.tgt.split() for each in tokens if isinstance(each, Prefix)]
+    begin = [token for part in found for token in part]
+    return [] if begin and codec.start_tokens[-len(begin) :] == begin else begin
 
 
 def answer_prompts(
@@ -90,7 +103,10 @@ def answer_chunk(
 ) -> tuple[Answers, list[float] | None]:
     """The hypotheses for each line of a chunk, and the scores of its references if they are no prefixes."""
     encode = engine.codec.tokenizer.encode
-    targets = None if chunk.references is None else [encode(from_line(line)) for line in chunk.references]
+    begin = chunk.prompts.target_prefix
+    targets = None if chunk.references is None else [[*begin, *encode(from_line(line))] for line in chunk.references]
+    if targets is None and config.inference.tgt_file_prefix:
+        targets = [list(begin) for _ in chunk.lines]
     forced, scored = (targets, None) if config.inference.tgt_file_prefix else (None, targets)
     answers = answer_prompts(engine, chunk.prompts, config, prefixes=forced, table=table)
     if scored is None:

@@ -41,6 +41,24 @@ def test_answers_go_to_standard_output(model: str, source: str, capsys: pytest.C
     assert all(float(line.split("\t")[1]) <= 0 for line in lines)
 
 
+def test_a_prefix_of_the_options_starts_all_answers_and_is_removed(model: str, source: str, tmp_path: Path) -> None:
+    def answers(*more: str) -> list[str]:
+        file = tmp_path / "out"
+        assert (
+            main(words(model, source, *more, "-output", str(file), "-max_length_ratio", "0", "-max_length", "6")) == 0
+        )
+        return file.read_text().splitlines()
+
+    prefixes = tiny.write_vocab(tmp_path / "prefixes", ["w3 w4"] * 3)
+    whole = answers("-tgt", str(prefixes), "-tgt_file_prefix")
+    alone = answers("-tgt_file_prefix", "-transforms", "prefix", "-tgt_prefix", "w3 w4")
+    assert all(line.startswith("w3 w4") for line in whole if line)
+    assert alone == [line.removeprefix("w3 w4").strip() for line in whole] != answers()
+    second = tiny.write_vocab(tmp_path / "second", ["w4"] * 3)
+    both = answers("-tgt", str(second), "-tgt_file_prefix", "-transforms", "prefix", "-tgt_prefix", "w3")
+    assert both == [line.removeprefix("w3").strip() for line in whole]
+
+
 def test_verbose_logs_answers_alignments_and_references(
     model: str, source: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

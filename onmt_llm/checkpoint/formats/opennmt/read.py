@@ -72,6 +72,7 @@ def open_opennmt(path: Path, wanted: ImportOptions) -> ImportedModel:
     _refuse_quantised(file, source)
     config = model_config(options, vocab, source, is_lora=is_lora)
     check_sizes(config, source, file, rows=not is_lora)
+    _log_step(content.get("optim"))
     layout = Layout.of(options, config, source)
     imported = ImportedModel(
         origin=f"OpenNMT-py {'LoRA' if is_lora else 'model'}, {file.name}",
@@ -118,6 +119,16 @@ def _sections(file: Path, content: object) -> tuple[OpenNMTOptions, Mapping[str,
         )
     opt = content["opt"]
     return OpenNMTOptions(vars(opt) if isinstance(opt, argparse.Namespace) else dict(opt)), vocab
+
+
+def _log_step(optim: object) -> None:
+    """Say that a run from the converted checkpoint does not go on with the training."""
+    step = optim.get("training_step") if isinstance(optim, dict) else None
+    if step:
+        logger.info(
+            "Step %s and the optimiser's state are not converted: a run from it starts at step 0 of its schedule.",
+            f"{step - 1:,}",
+        )
 
 
 def _source(file: Path, content: Mapping[str, Any]) -> TypedSource:
