@@ -123,7 +123,7 @@ def _add_figures(path: Path, step: int, figures: dict[str, float]) -> None:
         row = next((row for row in rows if row["step"] == step), None)
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{path} must have a JSON object with 'step' in each line, but has not ({type(error).__name__}: {error}).",
+            f"{path} must have a JSON object with 'step' in each line, but does not ({type(error).__name__}: {error}).",
             hint="repair the line, or move the file away",
         ) from error
     if row is None:

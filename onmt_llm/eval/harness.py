@@ -132,7 +132,7 @@ class HarnessModel(TemplateLM):
         if self._codec.template is None:
             raise ConfigError("'chat' must go with a model that has a chat template, but this one has none.")
         if not add_generation_prompt:
-            raise ConfigError("'chat' must not meet a task that begins the answers itself (gen_prefix), but does.")
+            raise ConfigError("'chat' must not be used for a task that begins the answers itself (gen_prefix), but is.")
         messages = [Message(turn["role"], turn["content"]) for turn in chat_history]
         segments = self._codec.template.render(messages, generation_prompt=True)
         text = "".join("".join(segment.tokens or ()) if segment.text is None else segment.text for segment in segments)

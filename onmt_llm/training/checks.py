@@ -47,7 +47,8 @@ def check_in_backward(config: TrainConfig, world_size: int) -> None:
         obstacles.append(f"{world_size} processes sum their gradients")
     if obstacles:
         raise ConfigError(
-            f"optimizer_in_backward must not meet options that need all gradients at once, but {'; '.join(obstacles)}."
+            "optimizer_in_backward must not be combined with options that need all gradients at once, but "
+            f"{'; '.join(obstacles)}."
         )
 
 
@@ -90,7 +91,8 @@ def check_sharding(config: TrainConfig, world_size: int, quant_type: str) -> Non
     if config.performance.offload_activations:
         obstacles.append("offload_activations is set (use_ckpting saves memory too)")
     if obstacles:
-        raise ConfigError(f"`shard: full` must not meet options that need whole weights, but {'; '.join(obstacles)}.")
+        sentence = "`shard: full` must not be combined with options that need whole weights"
+        raise ConfigError(f"{sentence}, but {'; '.join(obstacles)}.")
 
 
 def check_tensor_parallel(

@@ -1,7 +1,7 @@
 """Validation of a run's checkpoints beside the run, or after it: each on each validation corpus, once.
 
 The results are a CSV file (`generate/measurements.py`), which can be read at any time; after an interruption the same
-command goes on where it was.
+command resumes where it was.
 """
 
 from __future__ import annotations

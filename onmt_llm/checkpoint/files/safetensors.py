@@ -140,7 +140,7 @@ class SafetensorsSet:
             if name != "__metadata__":
                 if info["dtype"] not in _DTYPES:
                     raise UnsupportedError(
-                        f"The tensors of {path} must be of one of the types {', '.join(_DTYPES)}, but '{name}' is of "
+                        f"The tensors of {path} must have one of the types {', '.join(_DTYPES)}, but '{name}' has "
                         f"the type {info['dtype']}."
                     )
                 start = len(header) + info["data_offsets"][0]

@@ -132,7 +132,7 @@ def truncate_metrics(path: Path, step: int) -> None:
             steps[-1] = math.inf  # truncated by a crash or a power failure
         strange = steps.index(None) + 1 if None in steps else None
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"The file of metrics {path} must be text, but cannot be read so ({error}).") from error
+        raise DataError(f"The metrics file {path} must be UTF-8 text, but cannot be read as such ({error}).") from error
     if strange is not None:
         raise DataError(
             f"{path}:{strange} must be a row of metrics, a JSON object with `step`, but is not.",

@@ -187,7 +187,7 @@ class Watcher:
         self._named: set[tuple[int, int]] = set()
 
     def look(self, store: Any) -> str | None:
-        """The sentence with which the run must end; None = it goes on. A suspect is named in the log before."""
+        """The sentence with which the run must end; None = it continues. A suspect is named in the log first."""
         now = time.monotonic()
         for rank, report in _reports(store, self._size).items():
             self._read(rank, report, now)
