@@ -76,15 +76,19 @@ def load_job(
     prog: str = "",
     checks: Checks | None = None,
 ) -> Loaded[Any]:
-    """Load the configuration of a command (see `config.loading.load`), and the plugins that it names."""
+    """Load the configuration of a command (see `config.loading.load`), and the plugins that it names.
+
+    Without `checks`, no file is looked at that the options name, and corpora stay as they are written.
+    """
     job = JOBS[command]
     faults = list(_load_plugins(find_plugins(argv, values or {}))) if job.extra is sections else []
 
     def finish(loaded: Loaded[Any]) -> tuple[Loaded[Any], list[Problem]]:
         found = [replace(fault, where=loaded.where("plugins")) for fault in faults]
+        if checks is None:
+            return loaded, found
         loaded, problems = complete_corpora(loaded)
-        if checks is not None:
-            problems += checks(replace(loaded, invalid=loaded.invalid | ({"plugins"} if faults else set())))
+        problems += checks(replace(loaded, invalid=loaded.invalid | ({"plugins"} if faults else set())))
         return loaded, found + problems
 
     return load(

@@ -123,7 +123,7 @@ def _endless(shares: Sequence[CorpusExamples], codec: Codec) -> Iterator[str]:
     """Warn about corpora that never train the end of an answer, unless the options ask for that."""
     vocab = codec.vocab
     for corpus, encoded in shares:
-        template = corpus.template
+        template = corpus.template or codec.template  # a pack has none of its own
         ends = [token for token in (vocab.specials.eos, *(template.stop_tokens if template else ())) if token]
         ids = [vocab.id(token) for token in ends if token in vocab]
         asked = corpus.trained.on_eos != "none"
