@@ -67,7 +67,10 @@ class Corpus:
         self.reader: Reader
         if tokens is None:
             cache = IndexCache(Path(data.index_cache) if data.index_cache else None)
-            every = open_reader(name, config, cache=cache, max_bytes=data.max_record_bytes)
+            named = config.template or data.template
+            template = codec.corpus_template(named) if named else codec.template
+            variables = template.inputs if template else ()
+            every = open_reader(name, config, cache=cache, max_bytes=data.max_record_bytes, variables=variables)
             self.reader = selected_reader(name, every, config, cache)
         else:
             self.reader = tokens.reader
@@ -141,7 +144,7 @@ class Corpus:
         answers = preferences.split_answers(examples, paired=self._objective not in UNPAIRED)
         self.counts.made += len(answers) - len(examples)
         pairs, alone = preferences.join_pairs(self._transformed(answers))
-        self.counts.dropped[preferences.OTHER_DROPPED] += alone
+        self.counts.dropped.update([preferences.OTHER_DROPPED] * alone)
         return pairs
 
     def _transformed(self, examples: list[Example]) -> list[Example]:
@@ -185,7 +188,7 @@ class Corpus:
         others = [] if example.rejected is None else [example.rejected]
         found = [encoded for each in (example, *others) if (encoded := self._encode(each)) is not None]
         if len(found) <= len(others):
-            self.counts.dropped[preferences.OTHER_DROPPED] += len(found)
+            self.counts.dropped.update([preferences.OTHER_DROPPED] * len(found))
             return None
         if others:
             found[0].rejected = found[1]

@@ -114,6 +114,16 @@ class PipelineSpec:
         return _pad_id(self.codec.vocab), _pad_id(self.codec.src_vocab)
 
 
+VARIABLES_KEY = "chat_template_kwargs"
+"""The key of an object with more variables for the chat template, as in TRL and in OpenAI-compatible servers."""
+VARIABLE_KEYS = ("tools", "documents", VARIABLES_KEY)
+"""Keys of variables that are read whatever the chat template takes."""
+PREFERENCE_KEYS = ("chosen", "rejected", "completion", "label")
+"""Keys of the answers of preference data."""
+APART_KEYS = ("system", "system_prompt", "history")
+"""Keys of other programs' data that hold a part of an example and are not read by themselves."""
+
+
 @dataclass(frozen=True)
 class Keys:
     """The keys that hold the parts of an example.
@@ -154,7 +164,7 @@ class Keys:
             messages=tuple(dict.fromkeys((corpus.messages_key, "conversations", "messages"))),
             text=corpus.text_key,
             named=((corpus.prompt_key or "instruction", corpus.answer_key or "output"),) if is_named else (),
-            pairs=(("prompt", "answer"), ("instruction", "output")),
+            pairs=(("prompt", "answer"), ("instruction", "output"), ("prompt", "completion")),
             input=corpus.input_key,
             system=corpus.system_key,
             turns=turns,
@@ -166,6 +176,11 @@ class Keys:
         """All keys that an example may be built from."""
         keys = {*self.messages, self.text, self.input, *(key for pair in self.named + self.pairs for key in pair)}
         return keys | {self.system} if self.system else keys
+
+    @property
+    def columns(self) -> set[str]:
+        """All keys that are read, or looked for in order to warn; variables of a chat template may be more."""
+        return {*self.names, *PREFERENCE_KEYS, *VARIABLE_KEYS, *APART_KEYS}
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,9 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from onmt_llm.data.parsing.json_object import kind, read_flag
-from onmt_llm.data.spec import Keys
+from onmt_llm.data.spec import VARIABLES_KEY, Keys
 from onmt_llm.errors import DataError
 from onmt_llm.text.templates.message import Message
-
-VARIABLES_KEY = "chat_template_kwargs"
-"""The key of an object with more variables for the chat template, as in TRL and in OpenAI-compatible servers."""
 
 _CALLS = ("tool_calls", "function_call")
 _FLAGS = ("train", "weight")

@@ -39,6 +39,14 @@ def load_object(text: str) -> dict[str, Any]:
     return item
 
 
+def without_nulls(value: Any) -> Any:
+    """A value of a table without the nulls in its objects, at any depth: in a column of objects each has the keys of
+    all, and null for those that it lacks."""
+    if isinstance(value, dict):
+        return {key: without_nulls(each) for key, each in value.items() if each is not None}
+    return [without_nulls(each) for each in value] if isinstance(value, list) else value
+
+
 def read_flag(turn: Mapping[str, Any]) -> bool | None:
     """The flag of a turn: `train` (Axolotl: true or false) or `weight` (OpenAI, TRL: 0 or 1); None = no flag.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,16 +20,17 @@ from onmt_llm.data.example import Example
 from onmt_llm.data.parsing import preferences
 from onmt_llm.data.parsing.alignment import parse_pharaoh
 from onmt_llm.data.parsing.conversation import read_messages, read_text, read_variables
-from onmt_llm.data.parsing.json_object import load_object
+from onmt_llm.data.parsing.json_object import load_object, without_nulls
+from onmt_llm.data.parsing.text_lines import split_at_marker, zero_byte
 from onmt_llm.data.readers import BadRecord, Record, decode
 from onmt_llm.data.readers.rows import header, row_format
 from onmt_llm.data.selection import FieldReader, Where
 from onmt_llm.data.selection.select import WHERE
-from onmt_llm.data.spec import Keys, LossMask
+from onmt_llm.data.spec import APART_KEYS, Keys, LossMask
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.log import log_once
 from onmt_llm.text.features import parse_defaults, split_text
-from onmt_llm.text.placeholders import MASK_BEFORE, from_line
+from onmt_llm.text.placeholders import from_line
 from onmt_llm.text.segment import Segment
 from onmt_llm.text.templates.builtin import AlpacaTemplate, get_template
 from onmt_llm.text.templates.message import Message, Template
@@ -80,6 +81,8 @@ class ExampleParser:
         self._pairs_are_plain = self.template is None or task == "seq2seq"
         self._open_template = open_template
         self._keys = Keys.of(name, corpus)
+        self._apart = {key for key in APART_KEYS if key != self._keys.system}
+        self._parts = {*self._apart, *self._keys.names} - {self._keys.system}
         self._where = Where(name, corpus.where)
         self._fields = FieldReader(name, corpus)
         self._max_bytes = data.max_record_bytes
@@ -89,6 +92,7 @@ class ExampleParser:
                 f"Corpus '{name}' must hold JSON objects (path_jsonl ...), since preference data have keys."
             )
         self._rows = row_format(corpus) if corpus.path_table else None
+        self._has_nulls = corpus.path_table is not None and self._rows is None
         self._headers: dict[Path, list[str]] = {}
         if task == "seq2seq" and not (corpus.path_tgt or self._has_keys):
             raise ConfigError(f"Corpus '{name}' must have a path_tgt, since an encoder-decoder model is trained.")
@@ -106,7 +110,7 @@ class ExampleParser:
             return TOO_MANY_BYTES
         for place, raw in enumerate(record.parts):
             if 0 in raw:
-                raise _zero_byte(raw, record.paths[place], record.line, record.offsets[place])
+                raise zero_byte(raw, record.paths[place], record.line, record.offsets[place])
         fields = zip(record.parts, record.paths, record.offsets, strict=True)
         texts = [decode(raw, path=path, line=record.line, offset=offset) for raw, path, offset in fields]
         if self.corpus.path_sco and self._score(texts.pop(), record) < (self.corpus.score_threshold or 0):
@@ -170,21 +174,30 @@ class ExampleParser:
         item = self._load(text, record) if self._rows is None else self._row(text, record)
         if self._where and not self._where(item, record.where):
             return WHERE
+        if self._has_nulls:
+            item = {key: without_nulls(value) for key, value in item.items()}
         keys = self._keys
         if self._has_preferences:
+            self._note_left_out(item, keys.names, self._apart)
             return _listed(self._preference(item, record))
         for pair in keys.named:
             if all(key in item for key in pair):
+                self._note_left_out(item, pair, self._apart)
                 return self._prompt_and_answer(item, pair, record)
         for key in keys.messages:
             if key in item:
-                return self._conversation(self._messages(item[key], record), record, item)
+                self._note_left_out(item, {key}, self._parts)
+                return self._conversation(
+                    self._with_system(self._messages(item[key], record), item, record), record, item
+                )
         if keys.text in item:
+            self._note_left_out(item, {keys.text}, self._parts)
             if self.task == "seq2seq":
                 raise self._bad(record, f"has '{keys.text}', but an encoder-decoder model needs 'prompt' and 'answer'")
             return _listed(self._plain([Segment(self._string(item, keys.text, record))], record))
         for pair in keys.pairs:
             if all(key in item for key in pair):
+                self._note_left_out(item, {*pair, keys.input}, self._parts)
                 return self._prompt_and_answer(item, pair, record)
         pairs = [f"'{prompt}' and '{answer}'" for prompt, answer in keys.named + keys.pairs]
         known = f"'{keys.text}', {', '.join(pairs)}, or '{keys.messages[0]}'"
@@ -215,6 +228,11 @@ class ExampleParser:
         before = [Message("user", prompt)] if isinstance(prompt, str) else self._messages(prompt, record)
         turns = [answer] if isinstance(answer, dict) else answer
         after = [Message("assistant", answer)] if isinstance(answer, str) else self._messages(turns, record)
+        try:
+            before, after = preferences.parted(before, after)
+        except ValueError as error:
+            raise self._bad(record, f"must have {error}") from error
+        before = self._with_system(before, item, record)
         examples = self._conversation([*before, *after], record, item)
         if not examples:
             return None
@@ -228,8 +246,23 @@ class ExampleParser:
         return replace(examples[-1], part=0)
 
     def _prompt_and_answer(self, item: Mapping[str, Any], pair: tuple[str, str], record: Record) -> list[Example]:
+        if any(isinstance(item[key], list) for key in pair):
+            return _listed(self._answered(item, item[pair[0]], item[pair[1]], record))
         prompt, answer = (self._string(item, key, record) for key in pair)
         return self._prompt(prompt, answer, record, item)
+
+    def _note_left_out(self, item: Mapping[str, Any], read: Collection[str], known: Collection[str]) -> None:
+        """Warn about parts of an example (`known`) that are beside those which are read."""
+        left = [key for key in known if item.get(key) and key not in read]
+        if self.template is not None:
+            left = [key for key in left if key not in self.template.inputs]
+        if left:
+            others, used = (", ".join(f"'{key}'" for key in sorted(keys) if key in item) for keys in (left, read))
+            log_once(
+                f"Corpus '{self.name}' has {others} beside {used}, and only the latter is read. To read "
+                "others, name them: system_key, prompt_key and answer_key, text_key.",
+                level=logging.WARNING,
+            )
 
     def _load(self, text: str, record: Record) -> Mapping[str, Any]:
         try:
@@ -270,7 +303,7 @@ class ExampleParser:
     def _prompt(self, prompt: str, answer: str, record: Record, item: Mapping[str, Any]) -> list[Example]:
         keys = self._keys
         extra = self._string(item, keys.input, record) if item.get(keys.input) else ""
-        system = self._string(item, keys.system, record) if keys.system and item.get(keys.system) else ""
+        system = self._system(item, record)
         joined = f"{prompt}\n\n{extra}" if extra else prompt
         if self._pairs_are_plain:
             return _listed(self._pair(f"{system}\n\n{joined}" if system else joined, answer, record))
@@ -281,6 +314,23 @@ class ExampleParser:
         if system:
             question.insert(0, Message("system", system))
         return self._conversation([*question, Message("assistant", answer)], record, item)
+
+    def _system(self, item: Mapping[str, Any], record: Record) -> str:
+        key = self._keys.system
+        return self._string(item, key, record) if key and item.get(key) else ""
+
+    def _with_system(self, messages: list[Message], item: Mapping[str, Any], record: Record) -> list[Message]:
+        """Turns with the system prompt of the object before them.
+
+        Raises:
+            BadRecord: They have one of their own.
+        """
+        system = self._system(item, record)
+        if not system:
+            return messages
+        if any(message.role == "system" for message in messages):
+            raise self._bad(record, f"has a system prompt under '{self._keys.system}', and another among its turns")
+        return [Message("system", system), *messages]
 
     def _conversation(self, messages: Sequence[Message], record: Record, item: Mapping[str, Any]) -> list[Example]:
         """The examples of a conversation: one for each of its training texts."""
@@ -338,24 +388,3 @@ class ExampleParser:
 
 def _listed(example: Example | None) -> list[Example]:
     return [] if example is None else [example]
-
-
-def _zero_byte(raw: bytes, path: Path, line: int, offset: int) -> BadRecord:
-    place = raw.index(b"\0")
-    line += raw.count(b"\n", 0, place)
-    return BadRecord(
-        f"Text must have no zero bytes, but {path}:{line} holds one at offset {offset + place} of the file.",
-        reason="zero_bytes",
-        hint="part of the file is UTF-16, or was lost on writing: repair it, or skip such records with "
-        "on_bad_line: skip",
-    )
-
-
-def split_at_marker(line: str, zero_out_prompt_loss: bool) -> list[Segment]:
-    """Split a line at its last `｟_mask_before_｠`; the part before it is not trained. Markers are removed."""
-    prompt, found, answer = line.rpartition(MASK_BEFORE)
-    if not found:
-        return [Segment(from_line(line))]
-    prompt = from_line(prompt.replace(MASK_BEFORE, ""))
-    parts = [Segment(prompt, train_on=not zero_out_prompt_loss), Segment(from_line(answer))]
-    return [part for part in parts if part.text]

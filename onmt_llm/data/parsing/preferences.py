@@ -14,6 +14,7 @@ import numpy as np
 from onmt_llm.data.example import IGNORED, Encoded, Example
 from onmt_llm.data.parsing.json_object import kind
 from onmt_llm.text.segment import Segment
+from onmt_llm.text.templates.message import Message
 
 OTHER_DROPPED = "other_answer_dropped"
 
@@ -72,6 +73,24 @@ def _shared(chosen: Any, rejected: Any) -> tuple[list[Any], list[Any], list[Any]
     if not shared:
         raise ValueError("'chosen' and 'rejected' that begin with the same turns")
     return chosen[:shared], chosen[shared:], rejected[shared:]
+
+
+def parted(prompt: list[Message], answer: list[Message]) -> tuple[list[Message], list[Message]]:
+    """A prompt and its answer, where the answer may be the whole conversation with the prompt.
+
+    Raises:
+        ValueError: The answer begins with another question; the message continues "... must have".
+    """
+    if not answer or answer[0].role not in ("system", "user"):
+        return prompt, answer
+    asked, said = ([(each.role, each.content.strip()) for each in turns] for turns in (prompt, answer))
+    end = said.index(asked[0]) + 1 if len(asked) == 1 and asked[0] in said else len(asked)
+    if said[max(end - len(asked), 0) : end] != asked:
+        raise ValueError(
+            "a turn of the assistant first in an answer, or the whole conversation with its prompt, but has one of the "
+            f"{answer[0].role} that is not in the prompt"
+        )
+    return answer[:end], answer[end:]
 
 
 def train_last(segments: Sequence[Segment], *, turns: int) -> int:

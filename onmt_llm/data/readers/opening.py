@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Protocol
@@ -33,7 +33,12 @@ _MOST_OPEN = 100
 
 
 def open_reader(
-    name: str, corpus: CorpusConfig, *, cache: IndexCache | None = None, max_bytes: int = MAX_BYTES
+    name: str,
+    corpus: CorpusConfig,
+    *,
+    cache: IndexCache | None = None,
+    max_bytes: int = MAX_BYTES,
+    variables: Collection[str] = (),
 ) -> Reader:
     """The reader for a corpus; opens no files yet.
 
@@ -42,6 +47,7 @@ def open_reader(
         corpus: Its paths and format options.
         cache: Stores counts and indexes.
         max_bytes: Maximum record size.
+        variables: More columns to read of a table: variables of the chat template.
 
     Raises:
         ConfigError: The corpus names no path, or incompatible paths.
@@ -59,7 +65,7 @@ def open_reader(
     elif source == "path_json":
         readers = [JsonArrayReader(name, path, cache=cache, max_bytes=max_bytes) for path in paths]
     elif source == "path_table":
-        readers = _tables(name, corpus, paths, cache, max_bytes)
+        readers = _tables(name, corpus, paths, cache, max_bytes, variables)
     else:
         readers = [LineReader(name, [path], names=[source], cache=cache, max_bytes=max_bytes) for path in paths]
     if not readers:
@@ -264,7 +270,9 @@ def _parallel(name: str, corpus: CorpusConfig, cache: IndexCache, max_bytes: int
     ]
 
 
-def _tables(name: str, corpus: CorpusConfig, paths: list[Path], cache: IndexCache, max_bytes: int) -> list[Reader]:
+def _tables(
+    name: str, corpus: CorpusConfig, paths: list[Path], cache: IndexCache, max_bytes: int, variables: Collection[str]
+) -> list[Reader]:
     if corpus.reader:
         return [PluginReader(name, path, corpus.reader) for path in paths]
     kinds = {path.suffix if path.suffix in TABLE_FILES else bare_suffix(path) for path in paths}
@@ -276,7 +284,7 @@ def _tables(name: str, corpus: CorpusConfig, paths: list[Path], cache: IndexCach
         )
     if kinds <= set(TABLE_FILES):
         selecting = {field for key in (*corpus.where, *corpus.unique_by) for field in (key, key.partition(".")[0])}
-        wanted = Keys.of(name, corpus).names | selecting
+        wanted = Keys.of(name, corpus).columns.union(selecting, variables)
         return [TableReader(name, path, wanted=wanted) for path in paths]
     rows = RowFormat.of(paths, corpus.delimiter, corpus.columns)
     return [RowReader(name, path, rows=rows, cache=cache, max_bytes=max_bytes) for path in paths]

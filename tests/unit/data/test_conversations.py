@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from onmt_llm.config.checkpoint import SpecialTokens
@@ -123,7 +126,7 @@ ASKED = [{"role": "user", "content": "q1", "name": "Ann"}]
     [
         ({"tools": [{"name": "f"}], "enable_thinking": False}, "f|False||-|Annq1|a1"),
         ({"tools": '[{"name": "f"}]', "id": 3, "source": "x"}, "f|||-|Annq1|a1"),
-        ({"documents": [{}, {}], "chat_template_kwargs": {"level": "high"}}, "||2|high|Annq1|a1"),
+        ({"documents": [{"n": 1}, {"n": 2}], "chat_template_kwargs": {"level": "high"}}, "||2|high|Annq1|a1"),
         ({"level": "low", "chat_template_kwargs": {"level": "high"}}, "|||high|Annq1|a1"),
         ({"messages": [*ASKED, CALL]}, "|||-|Annq1|nullf"),
         ({"messages": [*ASKED, {"role": "assistant", "content": "a1", "reasoning_content": "a2"}]}, "|||-|Annq1|a1a2"),
@@ -133,9 +136,19 @@ ASKED = [{"role": "user", "content": "q1", "name": "Ann"}]
         ),
     ],
 )
-def test_what_a_template_sees(spec, item: dict[str, Any], text: str) -> None:
+def test_what_a_template_sees(spec, tmp_path, item: dict[str, Any], text: str) -> None:
     whole = {"messages": [*ASKED, {"role": "assistant", "content": "a1"}], **item}
-    corpus = Corpus("c", spec([whole], source=SEES))
+    made = spec([whole], source=SEES)
+    corpus = Corpus("c", made)
+    (example,) = corpus.raw(corpus.reader.read())
+    assert shown(example) == text
+    if any(isinstance(turn["content"], list) for turn in whole["messages"]):
+        return  # a column has one type
+    # the columns of other records, and the nulls of their keys, change nothing
+    other = {**whole, "messages": [*ASKED, {"role": "assistant", "content": "a1", "weight": 1, "thinking": "a3"}]}
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([whole, other]), tmp_path / "c.parquet")
+    table = replace(made, corpora={"c": CorpusConfig(path_table=str(tmp_path / "c.parquet"))})
+    corpus = Corpus("c", table)
     (example,) = corpus.raw(corpus.reader.read())
     assert shown(example) == text
 

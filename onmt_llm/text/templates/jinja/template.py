@@ -201,7 +201,7 @@ class JinjaTemplate:
             turn = find_answer(prompt, written, data, self._control, self._end)
         else:
             before = self._write(chat[:number], variables) if number else ""
-            turn = find_message(before, written[: self._end(written, len(before))], content, self._control)
+            turn = find_message(before, written, content, self._control, self._end)
         self._note_lost(turn, content, messages[number])
         return turn
 

@@ -74,7 +74,7 @@ def find_answer(
         return Turn(written, len(written))  # the template does not write it
     if _asks(prompt, start, data) or find_end(prompt, start) < len(prompt):
         # an answered question is written in another way
-        found = find_message(prompt, written, data.content, control).start
+        found = find_message(prompt, written, data.content, control, find_end).start
         if found == start:
             found = _after_heading(prompt, written, start, find_end)
         opened, answer = "", written[found : find_end(written, found)]
@@ -87,23 +87,29 @@ def find_answer(
     return Turn(prompt + _thought(prompt, answer[repeated:] if own is None else own, data.thoughts), len(prompt))
 
 
-def find_message(before: str, written: str, content: str, control: re.Pattern[str]) -> Turn:
+def find_message(
+    before: str, written: str, content: str, control: re.Pattern[str], find_end: Callable[[str, int], int]
+) -> Turn:
     """A message that no prompt asks for, such as a question: its heading does not belong to it.
 
+    A first message whose content is not found is taken for empty, since a template may write a system prompt of its own
+    before it.
+
     Args:
-        before: The text without the message.
-        written: The text with the message, up to its end.
+        before: The text without the message; empty for the first one.
+        written: The text with the message as the last one.
         content: The message in the data.
         control: Matches a control token.
+        find_end: Finds where a turn ends that starts at some place of a text.
     """
-    start = _common_length(before, written)
+    start = _common_length(before, written) if before else len(written)
     place = 0
     for match in [*control.finditer(written), None]:
         stretch = written[place : match.start() if match else len(written)].rstrip()
         if content.strip() and stretch.endswith(content.strip()):
             start = place + len(stretch) - len(content.strip())
         place = match.end() if match else place
-    return Turn(written, start)
+    return Turn(written[: find_end(written, start)], start)
 
 
 def lacks(written: str, content: str) -> bool:

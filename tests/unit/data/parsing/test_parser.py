@@ -87,6 +87,66 @@ def test_prompts_and_answers_with_and_without_a_template(write):
     assert "### Instruction:\np\n\n### Response:\n" in str(sides(chats[0])[0][0])
 
 
+def said(example: Example | str) -> str:
+    """Its text with the trained parts in brackets."""
+    return "".join(f"[{text}]" if trained else text or "" for text, trained in sides(example)).replace("[None]", "")
+
+
+def test_a_prompt_and_its_completion_may_be_turns(write):
+    turns = [
+        {"role": "user", "content": "1?"},
+        {"role": "assistant", "content": "A"},
+        {"role": "user", "content": "2?"},
+    ]
+    items = [
+        {"prompt": "p", "completion": "c"},
+        {"prompt": turns, "completion": [{"role": "assistant", "content": "B"}]},
+        {"prompt": turns, "completion": "B"},
+    ]
+    corpus = CorpusConfig(path_jsonl=write("j", "\n".join(map(json.dumps, items))), template="chatml")
+    one, *others = (said(example) for example in parse(corpus))
+    assert one.count("[") == 1 and "user\np" in one and "[c]" in one
+    assert all("user\n1?" in text and "assistant\nA" in text and "[B]" in text for text in others)
+    assert all("[A]" not in text for text in others)
+
+
+@pytest.mark.parametrize("key", ["conversations", "prompt"])
+@pytest.mark.parametrize("objective", ["sft", "dpo"])
+def test_a_system_prompt_beside_the_turns_is_read_where_it_is_named(write, key, objective):
+    asked, answer = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+    item = {"sys": "be kind", key: [asked, answer]} if key == "conversations" else {"sys": "be kind", key: [asked]}
+    rest = {"chosen": [answer], "rejected": "b"} if objective == "dpo" else {"completion": "a"}
+    item = {**item, **({key: [asked], **rest} if objective == "dpo" or key == "prompt" else {})}
+    corpus = CorpusConfig(path_jsonl=write("j", json.dumps(item)), template="chatml", system_key="sys")
+    example = parse(corpus, objective=objective)[0]
+    assert said(example).startswith("system\nbe kind")
+    doubled = {**item, key: [{"role": "system", "content": "s"}, *item[key]]}
+    corpus = CorpusConfig(path_jsonl=write("d", json.dumps(doubled)), template="chatml", system_key="sys")
+    with pytest.raises(DataError, match="d:1 has a system prompt under 'sys', and another among its turns"):
+        parse(corpus, objective=objective)
+
+
+@pytest.mark.parametrize(
+    ("item", "left"),
+    [
+        ({"system": "s", "prompt": "p", "answer": "a"}, "'system'"),
+        ({"instruction": "i", "output": "o", "history": [["q", "a"]]}, "'history'"),
+        ({"instruction": "i", "output": "o", "text": "whole"}, "'instruction', 'output'"),
+        (
+            {"system": "s", "conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]},
+            "'system'",
+        ),
+        ({"prompt": "p", "answer": "a", "system": None, "id": 3, "source": "x"}, None),
+    ],
+)
+def test_parts_of_an_example_that_are_not_read_are_named(write, caplog, item, left):
+    name = str(sorted(item))  # said once in a process
+    corpus = CorpusConfig(path_jsonl=write("j", json.dumps(item)))
+    parser = ExampleParser(name, corpus, DataConfig(), task="lm")
+    parser(next(iter(open_reader(name, corpus).read, None)))
+    assert [left in record.message for record in caplog.records] == ([True] if left else [])
+
+
 @pytest.mark.parametrize(
     ("line", "problem"),
     [

@@ -47,6 +47,16 @@ PAIRS = {
         "chosen": [*TALK, turn("assistant", "yes")],
         "rejected": [*TALK, turn("assistant", "no")],
     },
+    "whole conversations beside the question": {
+        "prompt": " Hi",
+        "chosen": [TALK[0], turn("assistant", "yes")],
+        "rejected": [TALK[0], turn("assistant", "no")],
+    },
+    "whole conversations beside the turns of the question": {
+        "prompt": TALK,
+        "chosen": [*TALK, turn("assistant", "yes")],
+        "rejected": [*TALK, turn("assistant", "no")],
+    },
     "instruction": {"instruction": "Hi", "input": "you", "chosen": "yes", "rejected": "no"},
 }
 
@@ -57,7 +67,7 @@ def test_a_question_with_two_answers(write, shape: str) -> None:
     assert (better.chosen, better.rejected.chosen) == (True, False)
     assert trained(better) == "yes<|im_end|>" and trained(better.rejected) == "no<|im_end|>"
     questions = [[s.text or s.tokens for s in each.src if not s.train_on] for each in (better, better.rejected)]
-    assert questions[0] == questions[1] and any("Hi" in part for part in questions[0])
+    assert questions[0] == questions[1] and sum("Hi" in part for part in questions[0]) == 1
 
 
 @pytest.mark.parametrize(
@@ -85,6 +95,10 @@ def test_without_a_template_the_answer_is_the_target(write) -> None:
         (
             {"prompt": "a", "answer": "b"},
             "must have 'prompt' with 'chosen' and 'rejected', or .* but has answer, prompt",
+        ),
+        (
+            {"prompt": "Hi", "chosen": TALK[2:], "rejected": TALK[2:]},
+            "must have a turn of the assistant first in an answer, .* one of the user that is not in the prompt",
         ),
         ({"chosen": "a", "rejected": "b"}, "must have a prompt, or whole conversations"),
         ({"prompt": "a", "completion": "b", "label": "good"}, "true or false as its 'label', but has text"),
