@@ -18,6 +18,7 @@ from onmt_llm.training.validation.early_stopping import EarlyStopping
 
 # Options for what a run starts from and where it writes, which do not change what it computes.
 _PATHS = frozenset({"save_model", "train_from", "init_from", "reset_optim", "update_vocab", "override_opts", "seed"})
+_PATHS |= {"index_cache", "save_data", "n_sample", "dump_samples", "overwrite", "dump_preds", "scoring_debug"}
 
 
 def is_done(config: TrainConfig, resumed: SavedState) -> bool:
@@ -38,13 +39,20 @@ def is_done(config: TrainConfig, resumed: SavedState) -> bool:
 
 
 def run_options(config: TrainConfig) -> dict[str, Any]:
-    """The options that are saved with the optimiser's settings, to log changes when the run is resumed."""
-    sections = (config.start, config.run, config.regularization, config.performance, config.batching)
+    """The options that are saved with the optimiser's settings, to log changes when the run is resumed. Of each corpus
+    only what differs from the defaults."""
+    data = config.corpora
+    sections = (
+        *(config.start, config.run, config.regularization, config.performance, config.batching),
+        *(config.loss, config.preference, config.validation, config.quantization),
+        *(data, *data.transform_options.values()),
+    )
+    corpora = {name: corpus.model_dump(mode="json", exclude_defaults=True) for name, corpus in data.data.items()}
     return {
         name: value
         for section in sections
         for name, value in section.model_dump(mode="json", exclude=set(_PATHS)).items()
-    }
+    } | {"data": corpora}
 
 
 def resumed_settings(wanted: OptimConfig, resumed: SavedState | None, *, reset: str) -> OptimConfig:
@@ -66,8 +74,16 @@ def resumed_settings(wanted: OptimConfig, resumed: SavedState | None, *, reset: 
 def log_changes(before: dict[str, Any], now: dict[str, Any]) -> None:
     """Log the options that have changed since the run was saved."""
     for name, value in now.items():
-        if name in before and before[name] != value:
-            logger.info("%s is %s now; it was %s.", name, value, before[name])
+        if name in before:
+            _log_change(name, before[name], value)
+
+
+def _log_change(name: str, before: Any, now: Any) -> None:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in {**before, **now}:
+            _log_change(f"{name}.{key}", before.get(key), now.get(key))
+    elif before != now:
+        logger.info("%s is %s now; it was %s.", name, *("not set" if each is None else each for each in (now, before)))
 
 
 def run_seed(wanted: int, resumed: SavedState | None, world: World) -> int:

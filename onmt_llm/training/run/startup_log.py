@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from onmt_llm.config.learning import REFERENCE_FREE
 from onmt_llm.config.train import TrainConfig
 from onmt_llm.log import logger
 from onmt_llm.nn.kernels import attention_kernel
@@ -33,7 +34,13 @@ def log_start(setup: RunSetup, components: TrainingComponents, *, step: int) -> 
     for note in run_notes(setup.config, start):
         logger.info(note)
     if start.adapter is not None and step == 0:
-        logger.info("Continuing the %s %s as a new run.", start.adapter.config.noun, start.adapter.path)
+        noun, path = start.adapter.config.noun, start.adapter.path
+        logger.info("Continuing the %s %s as a new run.", noun, path)
+        if setup.config.corpora.objective not in REFERENCE_FREE and not setup.config.preference.reference_model:
+            logger.warning(
+                "The reference is the base without the %s that this run starts from; with it: reference_model %s.",
+                *(noun, path),
+            )
     if step:
         logger.info("Resuming after step %d.", step)
     elif older := checkpoints(setup.config.run.save_model):

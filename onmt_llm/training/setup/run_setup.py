@@ -10,6 +10,7 @@ from pathlib import Path
 
 from onmt_llm.config.train import TrainConfig
 from onmt_llm.data.spec import split_corpora
+from onmt_llm.errors import ConfigError
 from onmt_llm.log import logger
 from onmt_llm.training.checks import (
     check_in_backward,
@@ -61,9 +62,19 @@ def open_run_setup(config: TrainConfig) -> RunSetup:
 
 
 def state_to_resume(config: TrainConfig, start: Start, layers: LayerPlan) -> SavedState | None:
-    """The training state to resume; None if the run starts at step 0."""
+    """The training state to resume; None if the run starts at step 0.
+
+    Raises:
+        ConfigError: It is of a run with another objective.
+    """
     if start.saved is None or config.start.reset_optim == "all":
         return None
+    before, now, path = start.saved.options.get("objective"), config.corpora.objective, config.start.train_from
+    if before not in (None, now) and config.start.reset_optim != "states":
+        raise ConfigError(
+            f"objective must be {before}, as in the run that {path} resumes, but is {now}.",
+            hint=f"for a new run with its weights, set another save_model, train_from: {path} and reset_optim: all",
+        )
     if start.old_codec is not None and config.start.reset_optim != "states":
         logger.info(
             "update_vocab: %s was trained with another vocabulary: a new run starts at step 0 with a new optimiser "

@@ -8,15 +8,22 @@ import random
 import signal
 import time
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 
-from onmt_llm.errors import CheckpointError
+from onmt_llm.config.data import DataConfig
+from onmt_llm.config.train import StartConfig, TrainConfig
+from onmt_llm.errors import CheckpointError, ConfigError
 from onmt_llm.training.checkpointing import background, saver
+from onmt_llm.training.checkpointing.resume import log_changes
 from onmt_llm.training.result import RunStatus, TrainResult, has_ended, read_status
-from onmt_llm.training.state import TrainingState, read_state
+from onmt_llm.training.setup.layers import LayerPlan
+from onmt_llm.training.setup.run_setup import state_to_resume
+from onmt_llm.training.setup.start import Start
+from onmt_llm.training.state import Progress, SavedState, TrainingState, read_state
 
 AVERAGED = {"learning_rate": 0.01, "average_decay": 0.05}
 
@@ -91,6 +98,24 @@ def test_auto_begins_with_another_checkpoint_and_then_with_its_own(copy_task: An
     assert go(copy_task, "tuned", run={**start, "train_steps": 4}, **lora).step == 4
     assert names(copy_task, "tuned") == ["toy_step_2", "toy_step_4"]
     assert "Resuming after step 2" in log.text
+
+
+def test_changed_options_are_logged_those_of_corpora_too(log: Any) -> None:
+    before = {"template": None, "data": {"a": {"weight": 2, "path_src": "x"}, "b": {"path_src": "y"}}}
+    log_changes(before, {"template": "chatml", "new": 1, "data": {"a": {"path_src": "x"}}})
+    assert [record.getMessage() for record in log.records] == [
+        "template is chatml now; it was not set.",
+        "data.a.weight is not set now; it was 2.",
+        "data.b is not set now; it was {'path_src': 'y'}.",
+    ]
+
+
+def test_a_run_with_another_objective_is_not_resumed() -> None:
+    saved = SavedState(Path("state"), Progress(step=3), "adamw", options={"objective": "sft"})
+    start = cast(Start, SimpleNamespace(saved=saved, old_codec=None))
+    config = TrainConfig(corpora=DataConfig(objective="dpo"), start=StartConfig(train_from="m_step_3"))
+    with pytest.raises(ConfigError, match="objective must be sft, as in the run that m_step_3 resumes, but is dpo"):
+        state_to_resume(config, start, cast(LayerPlan, None))
 
 
 def test_a_flipped_byte_is_noticed_and_the_checkpoint_before_is_used(copy_task: Any, log: Any) -> None:
