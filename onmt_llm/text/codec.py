@@ -6,7 +6,6 @@ Training, data preparation and every engine turn text into tokens and back with 
 from __future__ import annotations
 
 import copy
-import re
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from onmt_llm.text.features import parse_defaults, split_text, spread
 from onmt_llm.text.languages import PLACES, check_filled, fill, log_defaults
 from onmt_llm.text.segment import Segment, tokenize_segments
 from onmt_llm.text.templates.builtin import TEMPLATES, get_template
+from onmt_llm.text.templates.markup import markup_tokens, with_markup
 from onmt_llm.text.templates.message import Message, Template
 from onmt_llm.text.tokenizers.base import Tokenizer
 from onmt_llm.text.tokenizers.control_guard import ControlGuard, unguarded
@@ -32,9 +32,6 @@ FEATURE_VOCAB_FILE = "src_feat{i}_vocab.txt"
 
 _PADDED = 8
 """At most one in this many embedding rows may be without a token: some models pad to a multiple of 64 or 128."""
-
-# How control tokens look in the source of a chat template: <|im_start|>, </s>, [INST].
-_MARKUP = re.compile(r"<[^<>\s'\"]{2,}>|\[/?[A-Z_]{2,}\]")
 
 
 class Codec:
@@ -76,7 +73,7 @@ class Codec:
         feature_vocabs: Sequence[Vocab] = (),
         directory: Path | None = None,
     ) -> None:
-        specials = config.specials
+        specials, template = config.specials, with_markup(template, config.tokenizer, tokenizer, vocab)
         control = _control_tokens(config, template)
         self.config = config
         self.vocab = vocab
@@ -234,7 +231,8 @@ class Codec:
         Raises:
             ConfigError: There is no such template, or the vocabulary lacks its control tokens.
         """
-        template = get_template(name, specials=self.config.specials, control_tokens=self.tokenizer.control_tokens)
+        config = self.config.model_copy(update={"template": name})
+        template = model_template(config, self.tokenizer, self.vocab, Path())
         check_template(name, template, self.vocab)
         return template
 
@@ -356,11 +354,12 @@ def model_template(config: CheckpointConfig, tokenizer: Tokenizer, vocab: Vocab,
     file = directory / name if (directory / name).is_file() else Path(name)
     if name in TEMPLATES or not file.is_file():
         return get_template(name, specials=config.specials)
-    control = {*tokenizer.control_tokens, *config.stop_tokens}
-    if config.tokenizer.kind != "huggingface":
-        # only a tokenizer.json names its special tokens; otherwise they are what looks like markup in the template
-        source = file.read_text(encoding="utf-8", errors="replace")
-        control |= {token for token in _MARKUP.findall(source) if token in vocab}
+    source = file.read_text(encoding="utf-8", errors="replace")
+    control = {
+        *tokenizer.control_tokens,
+        *config.stop_tokens,
+        *markup_tokens(source, config.tokenizer, tokenizer, vocab),
+    }
     return get_template(file, specials=config.specials, control_tokens=control)
 
 

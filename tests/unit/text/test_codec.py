@@ -84,6 +84,21 @@ def test_sentencepiece_with_added_chat_tokens(tmp_path: Path, models: Path) -> N
     assert codec.stop_tokens == ["</s>", "<|im_end|>"]
 
 
+def test_a_tokenizer_json_and_a_vocabulary_with_more_chat_tokens(tmp_path: Path, models: Path) -> None:
+    directory = checkpoint(tmp_path, models, "byte_level.json", specials=CHATML_SPECIALS, template="t.jinja")
+    source = JINJA.replace("<|im_start|>", "<|new|>").replace("<|im_end|>", "<|end|>")
+    (directory / "t.jinja").write_text(source, encoding="utf-8")
+    before = Codec.open(directory)
+    assert before.encode_chat([Message("user", "Hi")])[0] != "<|new|>"  # the model does not have it
+    (directory / "vocab.txt").write_text("\n".join([*before.vocab, "<|new|>", "<|end|>"]) + "\n", encoding="utf-8")
+    codec = Codec.open(directory)
+    tokens = codec.encode_chat([Message("user", "Hi <|new|>")])
+    assert tokens[0] == "<|new|>" and tokens.count("<|new|>") == source.count("<|new|>")
+    assert "<|end|>" in codec.stop_tokens
+    again = Codec(codec.config, codec.vocab, codec.tokenizer, template=before.template)
+    assert again.encode_chat([Message("user", "Hi <|new|>")]) == tokens
+
+
 def test_another_template_than_the_checkpoints(tmp_path: Path, models: Path) -> None:
     codec = Codec.open(checkpoint(tmp_path, models, "byte_level.json", specials=CHATML_SPECIALS))
     with pytest.raises(CheckpointError, match="names none"):

@@ -92,6 +92,11 @@ class JinjaTemplate:
         )
         return again, ()
 
+    def with_control(self, tokens: Collection[str]) -> JinjaTemplate:
+        """The same template with more control tokens."""
+        known = {*self.control_tokens, *tokens}
+        return JinjaTemplate(self.source, name=self._name, specials=self._specials, control_tokens=known)
+
     @classmethod
     def read(cls, file: Path, *, specials: SpecialTokens, control_tokens: Collection[str] = ()) -> JinjaTemplate:
         """Read a template from a file.
