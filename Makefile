@@ -38,8 +38,9 @@ test-gpu: $(READY)  ## run the tests that need a CUDA card
 	@if $(HAS_GPU); then $(BIN)/python -m pytest tests/gpu; \
 	else echo "The tests of tests/gpu need a CUDA card, and there is none: nothing was tested."; fi
 
-bench-gpu: $(READY)  ## measure fine-tuning on a CUDA card, beside transformers + peft
+bench-gpu: $(READY)  ## measure fine-tuning and generation on a CUDA card, beside transformers + peft
 	$(BIN)/python docs/benchmarks/gpu.py
+	$(BIN)/python docs/benchmarks/gpu_generation.py
 
 coverage: $(READY)  ## report the lines that the quick tests run, including started commands
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -m "not slow" --cov=onmt_llm --cov-report=term:skip-covered tests

@@ -101,4 +101,5 @@ def open_models(models: Sequence[str], options: EngineConfig) -> Engine:
         average_probabilities=options.avg_raw_probs,
         prefix_cache=options.prefix_cache,
         prompt_lookup=options.prompt_lookup,
+        cuda_graphs=options.cuda_graphs,
     )

@@ -82,6 +82,9 @@ class EngineConfig(Section):
     prompt_lookup: bool = True
     """Where one answer is computed at a time, guess its next tokens from what followed the same words earlier, and
     verify several in one pass; the answer stays the same. For decoder-only models, with the torch engine."""
+    cuda_graphs: bool = False
+    """On a GPU, replay the steps of an answer as CUDA graphs once the rows of a batch stay the same for a few tokens.
+    For decoder-only models without experts, with the torch engine."""
     log_file: str | None = None
     """File that receives a copy of the log."""
     verbose: bool = False

@@ -21,6 +21,7 @@ def open_engine(
     average_probabilities: bool = False,
     prefix_cache: int = 256,
     prompt_lookup: bool = True,
+    cuda_graphs: bool = False,
 ) -> Engine:
     """Load a model for inference: a directory with `model.bin` with CTranslate2, a checkpoint or adapter with torch.
 
@@ -36,6 +37,7 @@ def open_engine(
         average_probabilities: An ensemble averages probabilities instead of log probabilities.
         prefix_cache: MiB for the keys and values of earlier prompts of the torch engine; 0 = none.
         prompt_lookup: The torch engine guesses tokens that followed the same words earlier.
+        cuda_graphs: On a GPU the torch engine replays steps as CUDA graphs (`search/static_step.py`).
 
     Raises:
         CheckpointError: There is no usable model at `path`.
@@ -66,6 +68,7 @@ def open_engine(
         average_probabilities=average_probabilities,
         prefix_cache=prefix_cache,
         prompt_lookup=prompt_lookup,
+        cuda_graphs=cuda_graphs,
         **options,
     )
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from onmt_llm.nn.positions import Positions, left_padded
+
 GRANULE = 64
 """Buffers have room for a multiple of so many tokens."""
 
@@ -43,6 +45,12 @@ class KVCache:
         """Bytes of the keys and values of one token of one row."""
         return sum(t[0, :, :1].nbytes for pair in self._self if pair is not None for t in pair)
 
+    def positions(self, length: int) -> Positions:
+        """Positions of so many tokens after those in the cache."""
+        if self.left_pad_B is None:
+            return Positions(self.length, length)
+        return left_padded(self.length, length, self.left_pad_B)
+
     def append(self, layer: int, k_BKTH: Tensor, v_BKTH: Tensor) -> tuple[Tensor, Tensor]:
         """Add the keys and values of T new tokens, (B, K, T, H) each; returns all of the layer's, (B, K, S, H)."""
         start = self._lengths[layer]
@@ -52,6 +60,14 @@ class KVCache:
         v[:, :, start:end] = v_BKTH
         self._lengths[layer] = end
         return k[:, :, :end], v[:, :, :end]
+
+    def buffers(self) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of all layers with their unused capacity, (B, K, S, H) each."""
+        return [pair for pair in self._self if pair is not None]
+
+    def advance(self) -> None:
+        """Count one more token, whose keys and values were written into `buffers`."""
+        self._lengths = [length + 1 for length in self._lengths]
 
     def trim(self, length: int) -> None:
         """Forget all tokens but the first `length`."""

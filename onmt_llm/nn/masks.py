@@ -156,13 +156,13 @@ def _decoder_mask(
 ) -> Mask:
     alibi = config.position == "alibi"
     beyond_window = window is not None and positions.end > window
-    if left_pad_B is None and not alibi:
+    if left_pad_B is None and not alibi and positions.place_T is None:
         if positions.length == 1 and doc_BT is None and not beyond_window:
             return Mask()
         if positions.start == 0 and config.position not in ("shaw", "t5"):
             first_BT = _first_keys(positions, doc_BT, window, device) if doc_BT is not None or beyond_window else None
             return Mask(causal=True, first_BT=first_BT)
-    query_T = torch.arange(positions.start, positions.end, device=device)
+    query_T = positions.places(device)
     key_S = torch.arange(positions.end, device=device)
     allowed = key_S <= query_T[:, None]
     if window is not None:

@@ -27,15 +27,22 @@ class Positions:
         length: Number of tokens (T).
         index_BT: Position of each token where rows differ (left padding, packed documents); None = start, start + 1,
             ... in every row.
+        place_T: Places of the tokens among the keys 0 ... `end` - 1, where they are in a tensor and may change
+            (`StaticCache`); None = the last ones.
     """
 
     start: int
     length: int
     index_BT: Tensor | None = None
+    place_T: Tensor | None = None
 
     @property
     def end(self) -> int:
         return self.start + self.length
+
+    def places(self, device: torch.device) -> Tensor:
+        """(T,): places of the tokens among the keys."""
+        return torch.arange(self.start, self.end, device=device) if self.place_T is None else self.place_T
 
     @property
     def last(self) -> int:
@@ -274,8 +281,7 @@ def relative_index(config: ModelConfig, positions: Positions, device: torch.devi
     """
     if config.position not in ("shaw", "t5"):
         return None
-    query_T = torch.arange(positions.start, positions.end, device=device)
-    distance_TS = torch.arange(positions.end, device=device) - query_T[:, None]
+    distance_TS = torch.arange(positions.end, device=device) - positions.places(device)[:, None]
     if config.position == "shaw":
         limit = config.relative_positions
         return distance_TS.clamp(-limit, limit) + limit

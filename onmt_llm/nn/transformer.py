@@ -20,7 +20,7 @@ from onmt_llm.nn.layers.latent_attention import LatentAttention
 from onmt_llm.nn.layers.position_wise import FeedForward, TiedHead, capped
 from onmt_llm.nn.layers.stack import Stack
 from onmt_llm.nn.masks import Mask, decoder_masks, encoder_mask, full_context_mask, memory_mask
-from onmt_llm.nn.positions import Positions, left_padded, packed
+from onmt_llm.nn.positions import Positions, packed
 
 
 class Transformer(nn.Module):
@@ -172,10 +172,7 @@ class Transformer(nn.Module):
         assert cache is None or doc_BT is None, "packed documents are for training: they have no cache"
         positions, left_pad_B = Positions(0, tgt_BT.shape[1]), None
         if cache is not None:
-            left_pad_B = cache.left_pad_B
-            positions = Positions(cache.length, tgt_BT.shape[1])
-            if left_pad_B is not None:
-                positions = left_padded(cache.length, tgt_BT.shape[1], left_pad_B)
+            left_pad_B, positions = cache.left_pad_B, cache.positions(tgt_BT.shape[1])
         elif doc_BT is not None:
             positions = packed(doc_BT)
         masks = decoder_masks(self.config, positions, tgt_BT.device, left_pad_B=left_pad_B, doc_BT=doc_BT)

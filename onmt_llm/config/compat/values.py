@@ -10,6 +10,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
+from pydantic import TypeAdapter, ValidationError
+
+from onmt_llm.config.numbers import BeamSize
+
 
 @dataclass
 class Translation:
@@ -305,10 +309,18 @@ def sample_as_opennmt(result: Translation) -> None:
         result.put("random_sampling_topk", 1, "random_sampling_topk")
         sentence = "'random_sampling_topk' is 1 here: in OpenNMT-py, 0 means no sampling; -1 samples from all tokens."
         result.notes.append((result.sources["random_sampling_topk"], sentence))
-    elif top_k != 1 and beams != 1:
+    elif top_k != 1 and beams != 1 and _is_beam_size(beams):
         result.put("beam_size", 1, "beam_size")
         sentence = f"'beam_size' is 1 here: in OpenNMT-py, answers are sampled, whatever it is ({beams})."
         result.notes.append((result.sources["beam_size"], sentence))
+
+
+def _is_beam_size(value: object) -> bool:
+    try:
+        TypeAdapter(BeamSize).validate_python(value)
+    except ValidationError:
+        return False
+    return True
 
 
 def _gpu(user: dict[str, Any], result: Translation) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from onmt_llm.generate.search.static_step import StaticSteps
 from onmt_llm.nn.kv_cache import KVCache, join_padded
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class Decoding:
         attention: Keep the cross attention to the source, for coverage penalties.
         caches: For one prompt of decoder-only models: each model's keys and values of its beginning, which is then not
             read again. At least its last token must be left to read.
+        static_steps: Take steps of one token with `StaticSteps`, where the model allows it.
 
     Attributes:
         logits_RV: float32 logits of each row's next token.
@@ -53,12 +55,14 @@ class Decoding:
         average_probabilities: bool = False,
         attention: bool = False,
         caches: Sequence[KVCache] = (),
+        static_steps: bool = False,
     ) -> None:
         self._average_probabilities = average_probabilities
         self._attention = attention
         kept: Sequence[KVCache | None] = caches or [None] * len(models)
         self._states = [
-            _ModelState(model, prompts, start_ids, cache) for model, cache in zip(models, kept, strict=True)
+            _ModelState(model, prompts, start_ids, cache, static_steps=static_steps)
+            for model, cache in zip(models, kept, strict=True)
         ]
         self.source_lengths = [len(prompt) for prompt in prompts]
         self.is_decoder_only = models[0].config.is_decoder_only
@@ -145,8 +149,11 @@ class _ModelState:
         prompts: Sequence[PromptIds],
         start_ids: Sequence[int],
         cache: KVCache | None = None,
+        *,
+        static_steps: bool = False,
     ) -> None:
         self._model = model
+        self._static_steps = StaticSteps(model) if static_steps else None
         self._device = next(model.parameters()).device
         self._mask_BS: Tensor | None = None
         self._memory_BSD: Tensor | None = None
@@ -171,6 +178,10 @@ class _ModelState:
         ids_RT = self._first_BP if ids_RT is None else ids_RT
         if self._original_context is not None and self._model.config.is_decoder_only:
             ids_RT = self._renewed(ids_RT, self._original_context)
+        if self._static_steps is not None and ids_RT.shape[1] == 1 and not attention:
+            logits_R1V = self._static_steps.logits(ids_RT, self.cache)
+            if logits_R1V is not None:
+                return logits_R1V, None
         # The memory is passed once: from then on the cache has its keys and values.
         memory_BSD, self._memory_BSD = self._memory_BSD, None
         weights_RS: Tensor | None = None

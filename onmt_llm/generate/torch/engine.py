@@ -67,6 +67,8 @@ class TorchEngine:
         prefix_cache: Bytes for the keys and values of earlier prompts (`PrefixCache`); 0 = none, as it must be where
             the weights change.
         prompt_lookup: Guess the tokens of an answer that is computed alone (`lookup.py`).
+        static_steps: Take steps of one token in memory of a fixed size, with CUDA graphs on a GPU
+            (`search/static_step.py`).
 
     Attributes:
         model: The (first) model.
@@ -83,11 +85,14 @@ class TorchEngine:
         average_probabilities: bool = False,
         prefix_cache: int = 0,
         prompt_lookup: bool = False,
+        static_steps: bool = False,
     ) -> None:
         self.model = model
         self._codec = codec
         self.prefixes = PrefixCache(prefix_cache) if prefix_cache else None
-        self.ensemble = Ensemble((model, *others), codec, average_probabilities=average_probabilities)
+        self.ensemble = Ensemble(
+            (model, *others), codec, average_probabilities=average_probabilities, static_steps=static_steps
+        )
         self._prompt_lookup = prompt_lookup
 
     @classmethod
@@ -99,11 +104,11 @@ class TorchEngine:
         compute_type: str = "auto",
         dtype: str | None = None,
         threads: int = 0,
-        average_probabilities: bool = False,
         prefix_cache: int = 0,
-        prompt_lookup: bool = False,
+        cuda_graphs: bool = False,
+        **answering: bool,
     ) -> TorchEngine:
-        """Load checkpoints, or adapters with their bases; see `open_engine`."""
+        """Load checkpoints, or adapters with their bases; see `open_engine`. `answering` goes to the constructor."""
         from onmt_llm.generate.torch.loading import load_models
 
         if threads:
@@ -115,9 +120,9 @@ class TorchEngine:
             models[0],
             codec,
             others=models[1:],
-            average_probabilities=average_probabilities,
             prefix_cache=prefix_cache * 2**20,
-            prompt_lookup=prompt_lookup,
+            static_steps=cuda_graphs and target.type == "cuda",
+            **answering,
         )
 
     def for_languages(self, src: str = "", tgt: str = "") -> TorchEngine:

@@ -6,6 +6,7 @@ Shapes: M models, B sequences, T target positions, D model width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from typing import TYPE_CHECKING
 
 import torch
@@ -32,16 +33,21 @@ class Ensemble:
         models: In eval mode, on their device.
         codec: Their vocabulary.
         average_probabilities: Average probabilities instead of log probabilities.
+        static_steps: See `Decoding`.
     """
 
-    def __init__(self, models: Sequence[Transformer], codec: Codec, *, average_probabilities: bool) -> None:
+    def __init__(
+        self, models: Sequence[Transformer], codec: Codec, *, average_probabilities: bool, static_steps: bool = False
+    ) -> None:
         self._models, self._codec = models, codec
-        self._average_probabilities = average_probabilities
+        self._average_probabilities, self._static_steps = average_probabilities, static_steps
         self.config = models[0].config
 
     def with_codec(self, codec: Codec) -> Ensemble:
         """The same models with another codec."""
-        return Ensemble(self._models, codec, average_probabilities=self._average_probabilities)
+        ensemble = copy(self)
+        ensemble._codec = codec
+        return ensemble
 
     def prompt_ids(self, prompt: Sequence[str]) -> PromptIds:
         """A prompt as input of the models: token ids, or rows of token and feature ids."""
@@ -94,6 +100,7 @@ class Ensemble:
             average_probabilities=self._average_probabilities,
             attention=attention,
             caches=caches,
+            static_steps=self._static_steps,
         )
 
     def empty_caches(self, *, capacity: int) -> list[KVCache]:
