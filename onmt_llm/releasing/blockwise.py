@@ -103,8 +103,15 @@ class Blockwise:
     def _loaded(self, part: Part, path: str) -> Part:
         """A copy of a part of the model, with its weights."""
         part = copy.deepcopy(part)
-        load_weights(part, lambda name: self._checkpoint.tensor(f"{path}.{name}"), Placement(self._dtype))
+        load_weights(part, lambda name: self._read(f"{path}.{name}"), Placement(self._dtype))
         return part
+
+    def _read(self, name: str) -> Tensor:
+        """A tensor in the type that is computed in; it is never in memory in the stored type too."""
+        tensor = torch.empty(self._checkpoint.shape(name), dtype=self._dtype)
+        for rows, block in with_rows(self._checkpoint.blocks(name)):
+            tensor[rows] = block
+        return tensor
 
     def _edges(self) -> Stack:
         """The decoder without its token embedding and blocks."""

@@ -22,8 +22,9 @@ from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.log import logger
 from onmt_llm.releasing.blockwise import Blockwise
 from onmt_llm.releasing.verify import text_windows
+from onmt_llm.text.codec import Codec
 
-MOST_TOKENS = 1024
+MOST_TOKENS = 640
 """Of the text, for tokenisers that divide it into very many."""
 FEWEST_TOKENS = 256
 """That the vocabulary must have."""
@@ -31,12 +32,13 @@ _FLOOR = 0.03
 """Share of the mean square that is added to each: a channel that the text hardly uses is not divided by almost 0."""
 
 
-def scaled(checkpoint: Checkpoint, original: Checkpoint) -> tuple[Checkpoint, int]:
+def scaled(checkpoint: Checkpoint, original: Checkpoint, codec: Codec) -> tuple[Checkpoint, int]:
     """A model with scaled channels; its weights are computed when they are read.
 
     Args:
         checkpoint: A model that CTranslate2 can express, rotated or not.
         original: The same model, not rotated: it is run on the text, since reading it is faster.
+        codec: Its vocabulary and tokeniser.
 
     Returns:
         The model, and on how many tokens the original was run. If the model is not a gated decoder, or has too few of
@@ -45,7 +47,7 @@ def scaled(checkpoint: Checkpoint, original: Checkpoint) -> tuple[Checkpoint, in
     config = checkpoint.config.model
     if not (config.is_decoder_only and config.ffn_gated):
         return checkpoint, 0
-    windows = channel_windows(original)
+    windows = channel_windows(original, codec)
     tokens = sum(map(len, windows))
     if tokens < FEWEST_TOKENS:
         logger.info("Channels are not scaled: the vocabulary has %d tokens of the text for it.", tokens)
@@ -59,9 +61,11 @@ def channel_text() -> str:
     return (files("onmt_llm.releasing") / "channel_text.txt").read_text(encoding="utf-8")
 
 
-def channel_windows(checkpoint: Checkpoint) -> list[list[int]]:
-    """Ids of the text's tokens in windows, without tokens that the vocabulary does not have."""
-    codec = checkpoint.codec()
+def channel_windows(checkpoint: Checkpoint, codec: Codec) -> list[list[int]]:
+    """Ids of the text's tokens in windows, without tokens that the vocabulary does not have; none for a model that was
+    converted without its tokeniser."""
+    if checkpoint.config.tokenizer.kind == "none":
+        return []
     windows, room = [], MOST_TOKENS
     for window in text_windows(checkpoint, codec, channel_text()):
         known = [token for token in window if token in codec.vocab and token != codec.vocab.specials.unk][:room]
@@ -83,8 +87,9 @@ def channel_scales(checkpoint: Checkpoint, windows: list[list[int]]) -> dict[str
     def watch(layer: str, x_TF: Tensor) -> None:
         path, _, last = layer.rpartition(".")
         if last == "down_proj":
-            normal_TF = x_TF / x_TF.norm(dim=1, keepdim=True).clamp(min=tiny)  # a token with large values counts once
-            sums[path] = sums.get(path, torch.zeros(1)) + normal_TF.square().sum(dim=0)
+            squares_TF = x_TF.square()
+            share_T = 1 / squares_TF.sum(dim=1).clamp(min=tiny)  # so that a token with large values counts once
+            sums[path] = sums.get(path, torch.zeros(1)) + share_T @ squares_TF
 
     Blockwise(checkpoint).run(windows, watch=watch)
     scales = {path: (sum_F + _FLOOR * sum_F.mean()).clamp(min=tiny) ** 0.25 for path, sum_F in sums.items()}

@@ -79,7 +79,7 @@ def release_ctranslate2(
     with AtomicDirectory(output, overwrite=force) as release:
         scaled_on = 0
         if quality != "plain" and "down_proj" not in numbers.keep_float:
-            source, scaled_on = scaled(source, checkpoint)
+            source, scaled_on = scaled(source, checkpoint, codec)
         with release.translated_errors():
             with TemporaryDirectory(dir=release.directory.parent, prefix=".calibration-") as scratch:
                 calibration = None
