@@ -13,9 +13,8 @@ from onmt_llm.cli.inference import open_models
 from onmt_llm.config.evaluate import EvalConfig
 from onmt_llm.config.loading.load import Loaded
 from onmt_llm.errors import CheckpointError, DataError, Problem
-from onmt_llm.log import logger
 from onmt_llm.optional import require
-from onmt_llm.training.run_folder import watched_checkpoints
+from onmt_llm.training.run_folder import pass_over, watched_checkpoints
 
 USAGE = "onmt_llm_eval tasks -model CHECKPOINT -tasks TASK ... [-output results.json], or -save_model RUN [-watch 60]"
 
@@ -44,23 +43,26 @@ def problems(loaded: Loaded[Any]) -> Iterator[Problem]:
 def run_tasks(loaded: Loaded[Any]) -> int:
     """Evaluate the model, or the checkpoints of the run."""
     require("lm_eval", "onmt_llm_eval tasks", "onmt_llm[tasks]")
-    config: EvalConfig = loaded.job
-    if config.measure.model:
-        _evaluate(config.measure.model, config, Path(config.measure.output) if config.measure.output else None)
-        return 0
+    from onmt_llm.eval import harness
     from onmt_llm.training.offline import locked
 
+    config: EvalConfig = loaded.job
+    if config.measure.model:
+        results = _evaluate(config.measure.model, config)
+        if config.measure.output:
+            harness.write_results(Path(config.measure.output), results)
+        return 0
     save_model = str(config.harness.save_model)
     figures = Path(f"{save_model}_results.jsonl")
     with locked(figures):
-        for found in watched_checkpoints(save_model, every=config.harness.watch):
+        for found, last in watched_checkpoints(save_model, every=config.harness.watch):
             for step, path in found.items():
-                _evaluate_checkpoint(step, path, config, figures)
+                _evaluate_checkpoint(step, path, config, figures, last=last)
     return 0
 
 
-def _evaluate(model: str, config: EvalConfig, output: Path | None, **about: str) -> dict[str, float]:
-    """Evaluate one model, print and write the results; returns its figures."""
+def _evaluate(model: str, config: EvalConfig, **about: str) -> dict[str, Any]:
+    """Evaluate one model, and print its results; `about` is added to what they say about the evaluation."""
     from onmt_llm.eval import harness
 
     options = harness.TaskOptions(
@@ -71,30 +73,33 @@ def _evaluate(model: str, config: EvalConfig, output: Path | None, **about: str)
     )
     results["config"] |= about
     print(harness.tables(results))
-    if output is not None:
-        harness.write_results(output, results)
-    return harness.scores(results)
+    return results
 
 
 def _names(config: EvalConfig) -> list[str]:
     return [name for words in config.harness.tasks for name in words.split(",") if name]
 
 
-def _evaluate_checkpoint(step: int, path: Path, config: EvalConfig, file: Path) -> None:
+def _evaluate_checkpoint(step: int, path: Path, config: EvalConfig, file: Path, *, last: bool) -> None:
     """Evaluate a checkpoint unless its results are there; add its figures to those in a file."""
+    from onmt_llm.eval import harness
+
     output = path.with_name(f"{path.name}_tasks.json")
     try:
         manifest = read_manifest(path)
         origin = {"weights": str(manifest and manifest.fingerprint), "request": _request(config)}
         if _origin(output) == origin:
             return
-        figures = _evaluate(str(path), config, output, **origin)
+        _figures(file)  # before the work, in case that it cannot be read
+        results = _evaluate(str(path), config, **origin)
     except (CheckpointError, OSError) as error:
-        if path.is_dir():
-            raise
-        logger.warning("%s was removed before it was evaluated (%s).", path, error)
+        pass_over(path, error, last=last)
         return
-    _add_figures(file, step, figures)
+    # The results come last: who is stopped before them evaluates the checkpoint again.
+    rows = _figures(file)
+    rows.setdefault(step, {"step": step}).update(harness.scores(results))
+    write_text(file, "".join(json.dumps(rows[step]) + "\n" for step in sorted(rows)))
+    harness.write_results(output, results)
 
 
 def _request(config: EvalConfig) -> str:
@@ -116,19 +121,16 @@ def _origin(output: Path) -> dict[str, str] | None:
         ) from error
 
 
-def _add_figures(path: Path, step: int, figures: dict[str, float]) -> None:
-    """Set the figures of a step in a file of results, whose other figures stay."""
+def _figures(path: Path) -> dict[int, dict[str, Any]]:
+    """The figures of each step in a file of results; none if there is no such file."""
+    found: dict[int, dict[str, Any]] = {}
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
-        row = next((row for row in rows if row["step"] == step), None)
+        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+            row = json.loads(line)
+            found.setdefault(row["step"], {}).update(row)
+        return found
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{path} must have a JSON object with 'step' in each line, but does not ({type(error).__name__}: {error}).",
             hint="repair the line, or move the file away",
         ) from error
-    if row is None:
-        row = {"step": step}
-        rows.append(row)
-    row |= figures
-    rows.sort(key=lambda row: row["step"])
-    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))

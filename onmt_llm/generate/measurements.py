@@ -52,6 +52,9 @@ def read_measurements(path: Path) -> list[Measurement]:
         return []
     try:
         rows = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"), newline=""))
+        for column in COLUMNS:
+            if rows.fieldnames is not None and column not in rows.fieldnames:
+                raise KeyError(column)
         return [_measurement(row) for row in rows]
     except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise DataError(

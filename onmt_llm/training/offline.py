@@ -23,7 +23,7 @@ from onmt_llm.training.checkpointing.train_from import resume_update, with_start
 from onmt_llm.training.metrics.totals import Totals
 from onmt_llm.training.parallel import Trainee
 from onmt_llm.training.process.dist import World
-from onmt_llm.training.run_folder import watched_checkpoints
+from onmt_llm.training.run_folder import pass_over, watched_checkpoints
 from onmt_llm.training.setup.inputs import open_objective, open_pipeline
 from onmt_llm.training.setup.model import build_training_model, run_precision
 from onmt_llm.training.setup.run_setup import open_run_setup
@@ -54,10 +54,10 @@ def measure_run(config: TrainConfig, output: Path, *, watch: float = 0) -> int:
         raise ConfigError("onmt_llm_eval run needs a corpus named `valid` or `valid_...` in `data`, but there is none.")
     measured = 0
     with locked(output):
-        for found in watched_checkpoints(config.run.save_model, every=watch):
+        for found, last in watched_checkpoints(config.run.save_model, every=watch):
             for step, path in found.items():
-                measured += _measure_checkpoint(config, step, path, output)
-            if config.run.train_steps in found:
+                measured += _measure_checkpoint(config, step, path, output, last=last)
+            if any(row.step == config.run.train_steps for row in read_measurements(output)):
                 break
     return measured
 
@@ -80,7 +80,7 @@ def locked(output: Path) -> Iterator[None]:
             os.close(descriptor)
 
 
-def _measure_checkpoint(config: TrainConfig, step: int, path: Path, output: Path) -> int:
+def _measure_checkpoint(config: TrainConfig, step: int, path: Path, output: Path, *, last: bool) -> int:
     """Measure one checkpoint on the corpora that are missing; returns their number."""
     rows = read_measurements(output)
     measured = 0
@@ -97,9 +97,7 @@ def _measure_checkpoint(config: TrainConfig, step: int, path: Path, output: Path
             logger.info("Step %d on %s: ppl %.4f, loss %.4f, %d tokens.", step, name, *_figures(totals))
             measured += 1
     except (CheckpointError, OSError) as error:
-        if path.is_dir():
-            raise
-        logger.warning("%s was removed before it was measured (%s).", path, error)
+        pass_over(path, error, last=last)
     return measured
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import re
 import time
@@ -45,8 +46,8 @@ def checkpoints(save_model: str) -> dict[int, Path]:
     return {step: path for step, path in _directories(save_model).items() if (path / CONFIG_FILE).is_file()}
 
 
-def watched_checkpoints(save_model: str, *, every: float) -> Iterator[dict[int, Path]]:
-    """The checkpoints of a run, again and again until the run has ended; see `checkpoints`.
+def watched_checkpoints(save_model: str, *, every: float) -> Iterator[tuple[dict[int, Path], bool]]:
+    """The checkpoints of a run, again and again until the run has ended, and whether this is the last look.
 
     Args:
         save_model: Prefix of the run.
@@ -63,12 +64,32 @@ def watched_checkpoints(save_model: str, *, every: float) -> Iterator[dict[int, 
                 f"'save_model' must be the prefix of at least one checkpoint, but {save_model}_step_* is none.",
                 hint="-watch 60 waits for the first one",
             )
-        yield found
-        if not every or ended:
+        last = not every or ended
+        yield found, last
+        if last:
             return
         if (status := read_status(save_model)) in (RunStatus.INTERRUPTED, RunStatus.OUT_OF_TIME):
             log_once(f"The run {save_model} was stopped ({status}); new checkpoints are awaited until it is resumed.")
         time.sleep(every)
+
+
+def pass_over(path: Path, error: Exception, *, last: bool) -> None:
+    """Log that a checkpoint was passed over because it cannot be read: it was removed, or is still being copied.
+
+    Args:
+        path: The checkpoint.
+        error: Why it cannot be read.
+        last: There is no further look: one that is there is damaged.
+
+    Raises:
+        Exception: `error`, if the checkpoint is damaged.
+    """
+    if not path.is_dir():
+        logger.warning("%s was removed before it was evaluated (%s).", path, error)
+    elif last:
+        raise error
+    else:
+        log_once(f"{path} cannot be read yet, and is tried again: {error}", level=logging.WARNING)
 
 
 def _directories(save_model: str) -> dict[int, Path]:

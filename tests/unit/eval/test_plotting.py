@@ -87,7 +87,7 @@ def test_results_of_checkpoints_mark_the_best_one_by_each_average(
     assert all(word in text for word in ("results.csv", "mean of all corpora", "median of all corpora", "perplexity"))
     assert plot([str(tmp_path / "missing.csv"), "-output", str(tmp_path / "plot.png")]) == 3
     assert "but there is no such file" in capsys.readouterr().err
-    (tmp_path / "other.csv").write_text("step,ppl\n1,2\n")
+    (tmp_path / "other.csv").write_text("step,ppl\n")
     assert plot([str(tmp_path / "other.csv"), "-output", str(tmp_path / "plot.png")]) == 3
     assert "must be a CSV file with the columns step, corpus, ppl" in capsys.readouterr().err
     assert plot([str(tmp_path / "results.csv"), "run", "-output", str(tmp_path / "plot.png")]) == 2

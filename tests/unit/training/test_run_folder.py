@@ -38,11 +38,17 @@ def test_checkpoints_are_watched_until_the_run_has_ended(tmp_path: Path, monkeyp
         (tmp_path / f"m_step_{step}/config.yaml").write_text("")
 
     monkeypatch.setattr(run_folder.time, "sleep", sleep)
-    assert [[*found] for found in run_folder.watched_checkpoints(save_model, every=7)][-2:] == [[1, 2, 3], [1, 2, 3, 4]]
+    looks = [([*found], last) for found, last in run_folder.watched_checkpoints(save_model, every=7)]
+    assert looks[-2:] == [([1, 2, 3], False), ([1, 2, 3, 4], True)]
     write_status(save_model, TrainResult(RunStatus.INTERRUPTED, 2))
     assert len([*run_folder.watched_checkpoints(save_model, every=0)]) == 1
     with pytest.raises(ConfigError, match="must be the prefix of at least one checkpoint"):
         next(run_folder.watched_checkpoints(str(tmp_path / "n"), every=0))
+    damaged, path = CheckpointError("it is damaged"), tmp_path / "m_step_1"
+    run_folder.pass_over(path, damaged, last=False)  # it may still be copied
+    run_folder.pass_over(tmp_path / "removed", damaged, last=True)
+    with pytest.raises(CheckpointError, match="it is damaged"):
+        run_folder.pass_over(path, damaged, last=True)
 
 
 def test_what_a_checkpoint_would_take_the_place_of(tmp_path: Path) -> None:
