@@ -9,7 +9,8 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from onmt_llm.config.compat.values import Translation, sample_as_opennmt
+from onmt_llm.config.compat.opennmt_meanings import sample_as_opennmt
+from onmt_llm.config.compat.values import Translation
 from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.config.section import Section
 from onmt_llm.config.translate import EngineConfig

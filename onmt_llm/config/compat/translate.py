@@ -11,9 +11,10 @@ from typing import Any
 
 from onmt_llm.config.compat.litgpt import is_litgpt, translate_litgpt
 from onmt_llm.config.compat.names import CORPUS_RENAMED, IGNORED, OF_OTHER_TOOLKITS, RENAMED, RETIRED, RETIRED_DEFAULTS
+from onmt_llm.config.compat.opennmt_meanings import note_adafactor, sample_as_opennmt
 from onmt_llm.config.compat.server import is_opennmt_server, translate_models
 from onmt_llm.config.compat.sharding import SHARDING, STRUCTURED
-from onmt_llm.config.compat.values import TRANSLATORS, Translation, sample_as_opennmt
+from onmt_llm.config.compat.values import TRANSLATORS, Translation
 
 _TRANSLATORS = {**TRANSLATORS, **SHARDING}
 _OPENNMT_GPU_OPTIONS = {"world_size", "gpu_ranks"}
@@ -61,6 +62,7 @@ def translate(user: dict[str, Any], own: Collection[str] = ()) -> Translation:
             _TRANSLATORS[key].apply(user, result)
     if is_for_opennmt(user, own):
         sample_as_opennmt(result)
+        note_adafactor(result)
     return result
 
 

@@ -10,10 +10,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
-from pydantic import TypeAdapter, ValidationError
-
-from onmt_llm.config.numbers import BeamSize
-
 
 @dataclass
 class Translation:
@@ -300,27 +296,6 @@ def _nucleus(user: dict[str, Any], result: Translation) -> None:
     samples = type(top_p) in (int, float) and 0 < top_p < 1
     if samples and user.get("random_sampling_topk") in (None, 0):
         result.put("random_sampling_topk", -1, "random_sampling_topp")
-
-
-def sample_as_opennmt(result: Translation) -> None:
-    """What sampling options mean in OpenNMT-py's files: a top-k of 0 is none, any other goes before beam search."""
-    top_k, beams = result.values.get("random_sampling_topk", 1), result.values.get("beam_size", 1)
-    if top_k == 0:
-        result.put("random_sampling_topk", 1, "random_sampling_topk")
-        sentence = "'random_sampling_topk' is 1 here: in OpenNMT-py, 0 means no sampling; -1 samples from all tokens."
-        result.notes.append((result.sources["random_sampling_topk"], sentence))
-    elif top_k != 1 and beams != 1 and _is_beam_size(beams):
-        result.put("beam_size", 1, "beam_size")
-        sentence = f"'beam_size' is 1 here: in OpenNMT-py, answers are sampled, whatever it is ({beams})."
-        result.notes.append((result.sources["beam_size"], sentence))
-
-
-def _is_beam_size(value: object) -> bool:
-    try:
-        TypeAdapter(BeamSize).validate_python(value)
-    except ValidationError:
-        return False
-    return True
 
 
 def _gpu(user: dict[str, Any], result: Translation) -> None:

@@ -149,3 +149,11 @@ def test_values_that_ask_for_what_is_gone_are_refused() -> None:
 def test_tensor_parallel_divides_a_model_among_all_processes() -> None:
     assert translate({"parallel_mode": "tensor_parallel", "world_size": 4}).values["tensor_parallel"] == 4
     assert "tensor_parallel" not in translate({"parallel_mode": "data_parallel", "world_size": 4}).values
+
+
+def test_adafactor_of_an_opennmt_file_is_said_to_be_another() -> None:
+    def notes(written: dict[str, Any]) -> list[str]:
+        return [sentence for _, sentence in translate(written, {*written} - {"world_size"}).notes]
+
+    assert any("adafactor" in sentence for sentence in notes({"optim": "adafactor", "world_size": 1, "gpu_ranks": [0]}))
+    assert not notes({"optim": "adafactor"})
