@@ -163,7 +163,7 @@ class _Served:
         own = {*generation, *engine, "tgt_file_prefix"}
         opt = self._entry.get("opt") or {}
         translated = translate(dict(opt), own)
-        sample_as_opennmt(translated)
+        sample_as_opennmt(translated, replaces_beams=True)
         for key, sentence in translated.notes:
             self._note(f"opt.{key}", sentence, whole=True)
         for _, sentence in translated.errors:

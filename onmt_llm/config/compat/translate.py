@@ -61,7 +61,7 @@ def translate(user: dict[str, Any], own: Collection[str] = ()) -> Translation:
         else:
             _TRANSLATORS[key].apply(user, result)
     if is_for_opennmt(user, own):
-        sample_as_opennmt(result)
+        sample_as_opennmt(result, replaces_beams=False)
         note_adafactor(result)
     return result
 

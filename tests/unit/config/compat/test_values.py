@@ -133,11 +133,13 @@ def test_top_p_samples_by_itself_and_0_is_no_sampling_in_its_files(written: dict
     assert translate(written, {*written} - {"gpu"}).values.get("random_sampling_topk") == top_k
 
 
-def test_sampling_goes_before_beam_search_in_its_files() -> None:
+def test_beams_of_a_file_that_samples_are_said_to_go_first() -> None:
     written = {"random_sampling_topk": 40, "beam_size": 5, "gpu": 0}
-    assert translate(written, {*written} - {"gpu"}).values["beam_size"] == 1
+    translated = translate(written, {*written} - {"gpu"})
+    assert translated.values["beam_size"] == 5
+    assert [key for key, _ in translated.notes] == ["beam_size"]
     del written["gpu"]
-    assert translate(written, written).values["beam_size"] == 5
+    assert not translate(written, written).notes
 
 
 def test_values_that_ask_for_what_is_gone_are_refused() -> None:
