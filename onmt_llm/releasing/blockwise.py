@@ -22,6 +22,7 @@ from onmt_llm.checkpoint.load import Placement, check_layers, load_weights, reso
 from onmt_llm.checkpoint.progress import TensorProgress
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.errors import UnsupportedError
+from onmt_llm.nn.device import freed_at_once
 from onmt_llm.nn.layers.block import BlockContext
 from onmt_llm.nn.layers.position_wise import TokenEmbedding
 from onmt_llm.nn.layers.stack import Stack
@@ -103,7 +104,8 @@ class Blockwise:
     def _loaded(self, part: Part, path: str) -> Part:
         """A copy of a part of the model, with its weights."""
         part = copy.deepcopy(part)
-        load_weights(part, lambda name: self._read(f"{path}.{name}"), Placement(self._dtype))
+        with freed_at_once():
+            load_weights(part, lambda name: self._read(f"{path}.{name}"), Placement(self._dtype))
         return part
 
     def _read(self, name: str) -> Tensor:
