@@ -221,8 +221,20 @@ const commands = {
 
 const focusBox = () => document.querySelector("#message textarea")?.focus();
 
+// as in page.css: on a narrow window the list covers the page
+const isNarrow = () => matchMedia("(max-width: 56rem)").matches;
+
 function closeOnPhone() {
-  if (window.innerWidth < 896) document.querySelector("#history.open .toggle-button")?.click();
+  if (isNarrow()) document.querySelector("#history.open .toggle-button")?.click();
+}
+
+// Gradio draws the sidebar in its own time, which may be after this script has begun
+let historyDrawn = false;
+function openBesidePage() {
+  const toggle = document.querySelector("#history .toggle-button");
+  if (historyDrawn || !toggle) return;
+  historyDrawn = true;
+  if (!isNarrow()) toggle.click();
 }
 
 // drawing
@@ -258,6 +270,7 @@ function kinds(index, turns) {
 
 function decorate() {
   const { conversation, busy } = props.value;
+  openBesidePage();
   name("#history .toggle-button", "List of conversations");
   name("#settings .toggle-button", "Settings");
   document.querySelectorAll(".examples[role=list]").forEach(each => {  // its children are buttons
@@ -321,4 +334,4 @@ new MutationObserver(() => {
 const last = load(sessionStorage.getItem(CURRENT) ?? localStorage.getItem(CURRENT));
 if (last && length(last)) open(last);
 list();
-closeOnPhone();
+decorate();

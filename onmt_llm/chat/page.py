@@ -90,7 +90,7 @@ def _components(
     gr: Any, responders: Sequence[Responder], *, title: str, subtitle: str, system: str, examples: Sequence[str]
 ) -> Components:
     here = Path(__file__).parent
-    with gr.Sidebar(position="left", open=True, width=280, elem_id="history"):
+    with gr.Sidebar(position="left", open=False, width=280, elem_id="history"):  # page.js opens it on a wide window
         _html(gr, (here / "history.html").read_text("utf-8"), elem_id="conversations")
     with gr.Sidebar(position="right", open=False, width=300, elem_id="settings"):
         system_box, settings = _settings(gr, responders[0].settings, system, responders[0].max_context_length)

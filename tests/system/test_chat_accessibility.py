@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -72,6 +73,26 @@ def test_the_box_takes_the_width_of_a_phone(server: Server, browser: Any) -> Non
     with visiting(browser, server.url, **sized("phone")) as chat:
         assert chat.page.locator("#entry").bounding_box()["width"] >= 0.9 * 390
         assert chat.box.bounding_box()["width"] >= 0.9 * 390
+
+
+@pytest.mark.parametrize(("size", "expanded"), [("phone", "false"), ("desktop", "true")])
+def test_the_list_stands_beside_a_page_and_never_covers_it(
+    server: Server, browser: Any, size: str, expanded: str
+) -> None:
+    def delay_sidebar(route: Any) -> None:
+        response = route.fetch()
+        if "sidebar-content" in response.text():
+            time.sleep(2)  # a slow connection; the page's own script is there earlier
+        route.fulfill(response=response)
+
+    with visiting(browser, server.url, **sized(size)) as chat:
+        chat.page.route("**/assets/Index*.js", delay_sidebar)
+        chat.page.reload()
+        toggle = chat.page.get_by_role("button", name="List of conversations")
+        expect(toggle).to_have_attribute("aria-expanded", expanded, timeout=SECONDS * 1000)
+        chat.page.wait_for_timeout(500)
+        expect(toggle).to_have_attribute("aria-expanded", expanded)
+        assert ("open" in chat.page.locator("#history").get_attribute("class").split()) == (expanded == "true")
 
 
 def test_conversations_open_on_a_phone(server: Server, browser: Any) -> None:
