@@ -38,7 +38,7 @@ def note_adafactor(result: Translation) -> None:
     if result.values.get("optim") == "adafactor":
         sentence = (
             "'optim: adafactor' is that of the paper, without the running mean of the gradients (beta1) that "
-            "OpenNMT-py's has: choose the learning rate anew."
+            "OpenNMT-py's has: choose another learning rate."
         )
         result.notes.append((result.sources["optim"], sentence))
 

@@ -25,6 +25,7 @@ def are_few(q_BKGH: Tensor, k_BKSH: Tensor) -> bool:
     return queries == 1 or (queries <= 16 and keys <= _SHORT and batch * kv_heads >= _MANY_HEADS)
 
 
+@torch.autocast("cpu", enabled=False)
 def attend_few(q_BKGH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, bias: Tensor | None, scale: float) -> Tensor:
     """softmax(scale q k' + bias) v, (B, K, G, H), computed in float32.
 

@@ -122,7 +122,7 @@ def _sections(file: Path, content: object) -> tuple[OpenNMTOptions, Mapping[str,
 
 
 def _log_step(optim: object) -> None:
-    """Say that a run from the converted checkpoint does not go on with the training."""
+    """Say that a run from the converted checkpoint starts at step 0, with a new optimiser."""
     step = optim.get("training_step") if isinstance(optim, dict) else None
     if step:
         logger.info(

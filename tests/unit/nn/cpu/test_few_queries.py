@@ -45,3 +45,10 @@ def test_longer_inputs_are_not_few():
     q, k, _ = _inputs(queries=30)
     assert not are_few(q, k)
     assert not are_few(q[:, :, :1].float(), k.float())
+
+
+def test_autocast_changes_nothing():
+    q, k, v = _inputs()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = attend_few(q, k, v, None, 0.2)
+    assert torch.equal(found, attend_few(q, k, v, None, 0.2))

@@ -13,7 +13,7 @@ from onmt_llm.nn.activations.recompute import set_recomputed
 from onmt_llm.nn.lora.model import add_lora, freeze_all_but_lora
 from onmt_llm.nn.quantized import quantize
 from onmt_llm.nn.transformer import Transformer
-from onmt_llm.training.setup import hardware
+from onmt_llm.training.setup import performance
 from onmt_llm.training.setup.performance import compile_blocks, log_compile_time
 
 CPU = torch.device("cpu")
@@ -83,7 +83,7 @@ def test_without_a_compiler_a_sentence_says_so(tiny_model: Transformer, monkeypa
 
 def test_what_compilation_takes_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
     lines: list[str] = []
-    monkeypatch.setattr(hardware.logger, "info", lambda text, *values: lines.append(text % values))
+    monkeypatch.setattr(performance.logger, "info", lambda text, *values: lines.append(text % values))
     batches: Any = ["a", "b", "c"]
     assert list(log_compile_time(batches)) == batches
     assert len(lines) == 1 and "the first micro-batch took" in lines[0]
