@@ -57,6 +57,10 @@ def where(holds: Callable[[ModelConfig], bool], reason: str = "") -> Check:
     return lambda value, config: None if holds(config) else reason
 
 
+WITH_DECODER: Mapping[str, Check] = {"decoder_layers": where(lambda config: config.decoder_layers > 0)}
+"""Any number of decoder layers but 0, which is an encoder alone."""
+
+
 def without_experts(reason: str) -> dict[str, Check]:
     """Only ordinary feed-forward layers; `reason` completes the sentence about a mixture of experts."""
     others = [f"moe.{name}" for name in MoEConfig.model_fields if name != "experts"]

@@ -19,7 +19,7 @@ import torch
 from ctranslate2 import specs
 from ctranslate2.specs import common_spec
 
-from onmt_llm.checkpoint.export_guard import anything, only, where, without_experts
+from onmt_llm.checkpoint.export_guard import WITH_DECODER, anything, only, where, without_experts
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.nn.positions import build_sinusoidal_table
 from onmt_llm.releasing.number_format import INT8
@@ -123,7 +123,7 @@ EXPRESSIBLE = {
     ),
     "activation": only(*_ACTIVATIONS),
     "rope.scaling": _rope_scaling,
-    "decoder_layers": where(lambda config: config.decoder_layers > 0),
+    **WITH_DECODER,
     **without_experts(", and CTranslate2 has no mixture of experts"),
     "norm_position": where(
         lambda config: config.norm_position in ("pre", "post", *["both"] * config.is_decoder_only),

@@ -289,6 +289,9 @@ def test_every_exporter_asks_the_guard(tmp_path: Path) -> None:
             export()
     with pytest.raises(UnsupportedError, match="sliding_window is 1"):
         release(save(tmp_path / "window", ModelConfig(**KINDS["llama"], sliding_window=1), TokenizerSpec()).path, there)
+    encoder = save(tmp_path / "encoder", ModelConfig(**{**KINDS["bart"], "decoder_layers": 0}), BYTE_LEVEL)
+    with pytest.raises(UnsupportedError, match="decoder_layers is 0"):
+        export_hf(encoder, there)
     assert not list(tmp_path.glob("there*"))
 
 

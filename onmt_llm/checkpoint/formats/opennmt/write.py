@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 
 from onmt_llm.atomic import atomic_file, check_output_file
-from onmt_llm.checkpoint.export_guard import anything, obstacles, open_for_export, where, without_experts
+from onmt_llm.checkpoint.export_guard import WITH_DECODER, anything, obstacles, open_for_export, where, without_experts
 from onmt_llm.checkpoint.files.safetensors import ShardedWriter
 from onmt_llm.checkpoint.formats.opennmt.options import (
     ACTIVATIONS,
@@ -52,7 +52,7 @@ EXPRESSIBLE = {
         *("shared_norm", "scale_attention", "attn_bias", "attn_out_bias", "ffn_bias", "lm_head_bias"),
         *("scale_embeddings", "scale_logits", "feat_merge", "tie_embeddings", "share_embeddings", "dtype"),
     ),
-    "decoder_layers": where(lambda config: config.decoder_layers > 0),
+    **WITH_DECODER,
     **without_experts(", and the export to OpenNMT-py writes no experts"),
     "activation": lambda value, config: (
         None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from onmt_llm.checkpoint.export_guard import anything, where
+from dataclasses import replace
+
+from onmt_llm.checkpoint.export_guard import WITH_DECODER, anything, where
 from onmt_llm.checkpoint.formats.huggingface.families.base import (
     Family,
     HfConfig,
@@ -85,7 +87,7 @@ def _write_vocabularies(config: ModelConfig) -> Values:
 
 SIZES = (
     setting("encoder_layers", "encoder_layers"),
-    setting("decoder_layers", "decoder_layers"),
+    replace(setting("decoder_layers", "decoder_layers"), checks=WITH_DECODER),
     heads(hidden="d_model", count="encoder_attention_heads"),
     both("heads", "encoder_attention_heads", "decoder_attention_heads"),
     both("ffn_size", "encoder_ffn_dim", "decoder_ffn_dim"),

@@ -6,7 +6,7 @@ T5 1.0 does and is; T5 1.1, Flan-T5, mT5 and MADLAD-400 do not and are not.
 
 from __future__ import annotations
 
-from onmt_llm.checkpoint.export_guard import anything, where
+from onmt_llm.checkpoint.export_guard import WITH_DECODER, anything, where
 from onmt_llm.checkpoint.formats.huggingface.families.base import (
     Family,
     HfConfig,
@@ -99,7 +99,7 @@ LAYERS = (
         ("num_decoder_layers",),
         lambda hf: {"decoder_layers": hf.get("num_decoder_layers") or required(hf, "num_layers")},
         lambda config: {"num_decoder_layers": config.decoder_layers},
-        {"decoder_layers": where(lambda config: config.decoder_layers > 0)},
+        WITH_DECODER,
     ),
     setting("vocab_size", "vocab_size"),
     heads(hidden="d_model", count="num_heads", head_dim="d_kv", default=64),
