@@ -224,17 +224,20 @@ const focusBox = () => document.querySelector("#message textarea")?.focus();
 // as in page.css: on a narrow window the list covers the page
 const isNarrow = () => matchMedia("(max-width: 56rem)").matches;
 
-function closeOnPhone() {
-  if (isNarrow()) document.querySelector("#history.open .toggle-button")?.click();
+// Gradio draws the sidebar in its own time, and may undo a click of that time: it is repeated until the list is as wanted
+let listWanted = !isNarrow(), clicking = false;
+function settleList() {
+  const toggle = document.querySelector("#history .toggle-button");
+  if (!toggle || toggle.parentElement.classList.contains("open") === listWanted) return;
+  clicking = true;
+  toggle.click();
+  clicking = false;
 }
 
-// Gradio draws the sidebar in its own time, which may be after this script has begun
-let historyDrawn = false;
-function openBesidePage() {
-  const toggle = document.querySelector("#history .toggle-button");
-  if (historyDrawn || !toggle) return;
-  historyDrawn = true;
-  if (!isNarrow()) toggle.click();
+function closeOnPhone() {
+  if (!isNarrow()) return;
+  listWanted = false;
+  settleList();
 }
 
 // drawing
@@ -270,7 +273,7 @@ function kinds(index, turns) {
 
 function decorate() {
   const { conversation, busy } = props.value;
-  openBesidePage();
+  settleList();
   name("#history .toggle-button", "List of conversations");
   name("#settings .toggle-button", "Settings");
   document.querySelectorAll(".examples[role=list]").forEach(each => {  // its children are buttons
@@ -317,6 +320,7 @@ watch("value", refresh);
 document.addEventListener("click", event => {
   const command = event.target.closest?.("[data-command]")?.dataset.command;
   if (command) commands[command]();
+  if (!clicking && event.target.closest?.("#history .toggle-button")) listWanted = !listWanted;
 });
 document.addEventListener("keydown", event => {
   const sends = event.key === "Enter" && !event.shiftKey && event.target.matches?.("#message textarea");

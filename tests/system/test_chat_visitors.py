@@ -73,7 +73,7 @@ def test_fifty_stops_and_none_is_stuck(chat: ChatPage) -> None:
 
 def test_a_new_conversation_during_an_answer_shows_nothing_of_it(chat: ChatPage, server: Server) -> None:
     chat.ask("slow and left")
-    expect(chat.answers.last).to_contain_text("tick")
+    expect(chat.answers.last).to_contain_text("tick", timeout=SECONDS * 1000)
     chat.page.get_by_role("button", name="New conversation").click()
     expect(chat.answers).to_have_count(0)
     assert server.is_free_after("slow and left")
