@@ -51,7 +51,9 @@ def test_a_full_queue_is_refused_at_once(gated: ModelSpec, gate: Gate) -> None:
     with running([gated], max_queue=2, limits=Limits(queue=2)) as server, ThreadPoolExecutor(3) as clients:
         server.pool.load_all()
         gate.opened.clear()
-        waiting = [clients.submit(server.complete) for _ in range(3)]
+        waiting = [clients.submit(server.complete)]
+        wait_for(lambda: figures(server).running == 1)  # before it runs, it would take a place in the queue
+        waiting += [clients.submit(server.complete) for _ in range(2)]
         wait_for(lambda: figures(server).waiting == 2)
         begun = time.monotonic()
         refused = server.complete()
