@@ -86,6 +86,7 @@ def test_the_cases_are_worth_it() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_model_made_anew_answers_alike_too(tmp_path: Path) -> None:
     python = os.environ.get("ONMT_PY_PYTHON")
     if not python:
