@@ -111,12 +111,14 @@ FORMATS: dict[str, dict[str, str]] = {
     "float32": {"dtype": "fp32"},
     "bf16": {"dtype": "bf16"},
     "int8": {"compute_type": "int8"},
+    "int4": {"compute_type": "int4"},
 }
 
 CONTENDERS: dict[str, tuple[str, Callable[..., Generate], dict[str, Any]]] = {
     "onmt_llm torch float32": ("checkpoint", ours, FORMATS["float32"]),
     "onmt_llm torch bf16": ("checkpoint", ours, FORMATS["bf16"]),
     "onmt_llm torch int8": ("checkpoint", ours, FORMATS["int8"]),
+    "onmt_llm torch int4": ("checkpoint", ours, FORMATS["int4"]),
     "onmt_llm CTranslate2 int8": ("ct2", ours, {"compute_type": "int8"}),
     "ctranslate2 int8": ("ct2", bare_ctranslate2, {}),
     "transformers float32": ("hf", transformers, {"dtype": "float32"}),

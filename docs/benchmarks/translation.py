@@ -57,7 +57,11 @@ def make(work: Path, lines: int) -> None:
 def programs() -> dict[str, list[str]]:
     """The beginning of each program's command."""
     ours = [sys.executable, "-m", "onmt_llm.cli.translate", "-device", "cpu", "-threads", "1"]
-    found = {"torch": [*ours, "-model", "torch"], "CTranslate2 int8": [*ours, "-model", "ct2"]}
+    found = {
+        "torch": [*ours, "-model", "torch"],
+        "torch bf16": [*ours, "-model", "torch", "-precision", "bf16"],
+        "CTranslate2 int8": [*ours, "-model", "ct2"],
+    }
     if python := os.environ.get("ONMT_PY_PYTHON"):
         found["OpenNMT-py"] = [
             python,

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from onmt_llm.generate.engine import Engine
     from onmt_llm.text.codec import Codec
 
+_INTEGERS = ("int8", "int4")
+"""Values of `precision` that are no type of torch."""
+
 
 def load_inference_config(options: ChatModelConfig) -> Loaded[Any]:
     """Read a translate YAML (`translate_opts_py.yaml`, `translate_opts_ct2.yaml`) or take defaults; check the model.
@@ -95,8 +98,8 @@ def open_models(models: Sequence[str], options: EngineConfig) -> Engine:
     return open_engine(
         models,
         device=options.device,
-        compute_type="int8" if options.precision == "int8" else options.compute_type,
-        dtype=options.precision if options.precision not in ("", "int8") else None,
+        compute_type=options.precision if options.precision in _INTEGERS else options.compute_type,
+        dtype=options.precision if options.precision not in ("", *_INTEGERS) else None,
         threads=options.threads,
         average_probabilities=options.avg_raw_probs,
         prefix_cache=options.prefix_cache,

@@ -60,10 +60,10 @@ class EngineConfig(Section):
     """Batch size in inputs (`sents`) or tokens (`tokens`); answers do not depend on it."""
     batch_type: Literal["sents", "tokens"] = "sents"
     """Unit of `batch_size`."""
-    precision: Literal["", "fp32", "bf16", "fp16", "int8"] = ""
+    precision: Literal["", "fp32", "bf16", "fp16", "int8", "int4"] = ""
     """Weight type of the torch engine; empty = as stored (float16 becomes float32 on a CPU). `int8` rounds all
-    matrices, the output layer's included. On x86 CPUs `int8` computes in float32, and so do types of 16 bits that the
-    CPU has no instructions for."""
+    matrices, the output layer's included; `int4` those inside the layers, on CPUs with instructions for bf16. On x86
+    CPUs `int8` computes in float32, and so do types of 16 bits that the CPU has no instructions for."""
     compute_type: str = "auto"
     """Compute type of CTranslate2; `auto` = the fastest that the release and the processor support."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

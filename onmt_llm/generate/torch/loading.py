@@ -15,6 +15,7 @@ from onmt_llm.errors import ConfigError, UnsupportedError
 from onmt_llm.log import log_once
 from onmt_llm.nn.device import DTYPES, freed_at_once
 from onmt_llm.nn.inference.fuse import fuse_for_inference
+from onmt_llm.nn.inference.packed import has_bf16_kernels
 from onmt_llm.nn.transformer import Transformer
 
 if TYPE_CHECKING:
@@ -53,19 +54,36 @@ def load_models(
 
 @torch.no_grad()
 def _load(checkpoint: Checkpoint, *, device: torch.device, compute_type: str, dtype: str | None) -> Transformer:
+    if compute_type == "int4":
+        return fuse_for_inference(_bf16_model(checkpoint, device), in_4_bits=True)
     name = dtype or _dtype_name(compute_type, stored=checkpoint.config.model.dtype, device_type=device.type)
     if name not in _DTYPES:
         raise ConfigError(f"The type of the torch engine must be one of {', '.join(_DTYPES)}, but is '{name}'.")
     if not compute_type.startswith("int8"):
         return fuse_for_inference(load_model(checkpoint.path, dtype=_DTYPES[name], device=device).eval())
+    _check_merged(checkpoint, compute_type)
+    layers = _linear_layers(checkpoint)
+    return fuse_for_inference(build_model(checkpoint, Placement(_DTYPES[name], device, layers, "int8")).eval())
+
+
+def _bf16_model(checkpoint: Checkpoint, device: torch.device) -> Transformer:
+    """The model whose linear layers can be rounded to 4 bits."""
+    _check_merged(checkpoint, "int4")
+    if device.type != "cpu" or not has_bf16_kernels():
+        raise UnsupportedError(
+            "precision int4 needs a CPU with instructions for bf16 (AVX512_BF16), but this device has none.",
+            hint="use precision: int8",
+        )
+    return load_model(checkpoint.path, dtype=torch.bfloat16, device=device).eval()
+
+
+def _check_merged(checkpoint: Checkpoint, compute_type: str) -> None:
     if checkpoint.is_adapter:
         raise UnsupportedError(
             f"compute_type {compute_type} needs a merged checkpoint, but {checkpoint.path} is a "
             f"{checkpoint.config.noun}.",
             hint="merge it: onmt_llm_lora --action merge",
         )
-    layers = _linear_layers(checkpoint)
-    return fuse_for_inference(build_model(checkpoint, Placement(_DTYPES[name], device, layers, "int8")).eval())
 
 
 def _linear_layers(checkpoint: Checkpoint) -> list[str]:

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 from onmt_llm.nn.inference.attention import FusedAttention
 from onmt_llm.nn.inference.packed import (
+    Packed4Linear,
     Packed8Linear,
     has_bf16_kernels,
     has_packed_kernels,
     is_joinable,
+    is_packable_to_4_bits,
     linear,
     packed,
 )
@@ -43,7 +45,7 @@ class RowEmbedding(nn.Module):
         return rows_BTD if self.scale is None else rows_BTD.mul_(self.scale[ids_BT].unsqueeze(-1))
 
 
-def fuse_for_inference(model: Transformer) -> Transformer:
+def fuse_for_inference(model: Transformer, *, in_4_bits: bool = False) -> Transformer:
     """Change a model in place so that it computes the same in less time, without gradients.
 
     - q, k and v of each self-attention become one product, and so do gate and up of each feed-forward layer.
@@ -56,6 +58,8 @@ def fuse_for_inference(model: Transformer) -> Transformer:
 
     Args:
         model: In eval mode, with its weights.
+        in_4_bits: Round the linear layers inside the blocks to 4 bits. The model must be in bf16, without an adapter,
+            on a processor that `has_bf16_kernels`.
 
     Returns:
         The same model.
@@ -67,9 +71,21 @@ def fuse_for_inference(model: Transformer) -> Transformer:
     for module in model.modules():
         if isinstance(module, RMSNorm):
             module.kernel = rms_norm
+    if in_4_bits:
+        for stack in (model.encoder, model.decoder):
+            if stack is not None:
+                _replace(stack, _in_4_bits)
     if _is_packable(model):
         _pack(model)
     return model
+
+
+def _in_4_bits(module: nn.Module) -> nn.Module:
+    if not isinstance(module, nn.Linear) or not is_packable_to_4_bits(module):
+        return module
+    new = Packed4Linear(module.weight, module.bias)
+    del module.weight
+    return new
 
 
 def _replace(model: nn.Module, new: Callable[[nn.Module], nn.Module]) -> None:

@@ -21,6 +21,8 @@ _LEVELS = 63
 _ZERO = 64
 _REST = 126
 """What the rest of a rounded input, up to 1/2, is multiplied by before it is rounded in turn."""
+_GROUP = 32
+"""Inputs whose 4-bit weights share a scale."""
 _float16_product = torch.ops.quantized.linear_dynamic_fp16.default
 _int8_product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
 _HALF_MAX = torch.finfo(torch.float16).max
@@ -59,7 +61,7 @@ def has_packed_kernels() -> bool:
 
 
 def has_bf16_kernels() -> bool:
-    """Whether `PackedBf16Linear` can be used: by this processor and this build of torch."""
+    """Whether `PackedBf16Linear` and `Packed4Linear` can be used: by this processor and this build of torch."""
     if not torch.cpu._is_avx512_bf16_supported() or not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
         return False
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # ONEDNN_MAX_CPU_ISA may forbid it
@@ -85,6 +87,46 @@ class PackedBf16Linear(nn.Module):
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+class Packed4Linear(nn.Module):
+    """y = x W' + b in bf16, with W in 4 bits: each 32 weights of a row have a scale and an offset of their own.
+
+    Args:
+        weight: (out, in), `is_packable_to_4_bits`.
+        bias: (out,), bf16, or None.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+        w_OGI = weight.detach().float().unflatten(1, (-1, _GROUP))
+        low_OG1, high_OG1 = w_OGI.aminmax(dim=-1, keepdim=True)
+        # The kernel computes (level - 8) * scale + offset, with both in bf16.
+        scale_OG1 = ((high_OG1 - low_OG1) / 15).clamp(min=1e-30).bfloat16()
+        offset_OG1 = (low_OG1 + 8 * scale_OG1).bfloat16()
+        levels_OGI = ((w_OGI - offset_OG1.float()) / scale_OG1.float() + 8).round_().clamp_(0, 15)
+        self._packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(levels_OGI.flatten(1).int(), 1)
+        self._scales = torch.stack((scale_OG1, offset_OG1), dim=-1).squeeze(2).transpose(0, 1).contiguous()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out), bf16."""
+        x_MX = x.reshape(-1, self.in_features)
+        y_MO = torch.ops.aten._weight_int4pack_mm_for_cpu(x_MX, self._packed, _GROUP, self._scales)
+        if self.bias is not None:
+            y_MO += self.bias
+        return y_MO.view(*x.shape[:-1], self.out_features)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+def is_packable_to_4_bits(layer: nn.Module) -> bool:
+    """Whether `Packed4Linear` can replace a layer: a linear layer in bf16 with sizes that the kernel takes."""
+    if type(layer) is not nn.Linear or layer.weight.dtype != torch.bfloat16:
+        return False
+    return layer.in_features % _GROUP == 0 and layer.out_features % 64 == 0
 
 
 class Packed16Linear(nn.Module):

@@ -19,6 +19,7 @@ from onmt_llm.nn.inference import fuse as fusing
 from onmt_llm.nn.inference.attention import FusedAttention
 from onmt_llm.nn.inference.fuse import RowEmbedding, fuse_for_inference
 from onmt_llm.nn.inference.packed import (
+    Packed4Linear,
     Packed8Linear,
     Packed16Linear,
     PackedBf16Linear,
@@ -163,6 +164,45 @@ def test_a_packed_bf16_product_is_that_of_torch() -> None:
             exact = F.linear(x.float(), weight.float(), None if offset is None else offset.float())
             torch.testing.assert_close(found.float(), exact, atol=0.02, rtol=2**-7)
             assert found.dtype == torch.bfloat16
+
+
+def in_4_bits(weight: torch.Tensor) -> torch.Tensor:
+    """The values that 4 bits and a scale and an offset in bf16 for 32 weights can express."""
+    groups = weight.float().unflatten(1, (-1, 32))
+    low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
+    step = ((high - low) / 15).bfloat16().float()
+    offset = (low + 8 * step).bfloat16().float()
+    return (((groups - offset) / step).round().clamp(-8, 7) * step + offset).flatten(1)
+
+
+@pytest.mark.parametrize("bias", [None, torch.randn(64).bfloat16()])
+@pytest.mark.parametrize("shape", [(96,), (1, 96), (2, 3, 96), (70, 96), (0, 96)])
+@torch.inference_mode()
+def test_a_4_bit_product_is_that_of_the_rounded_weights(shape: tuple[int, ...], bias: torch.Tensor | None) -> None:
+    weight, x = torch.randn(64, 96).bfloat16(), torch.randn(shape).bfloat16()
+    found = Packed4Linear(weight, bias)(x)
+    exact = F.linear(x.float(), in_4_bits(weight), None if bias is None else bias.float())
+    assert found.dtype == torch.bfloat16 and found.shape == exact.shape
+    torch.testing.assert_close(found.float(), exact, atol=0.1, rtol=2**-6)
+
+
+@pytest.mark.skipif(not has_bf16_kernels(), reason="the processor has no instructions for bf16")
+@pytest.mark.parametrize("name", ["llama", "learned", "biases"])
+@torch.inference_mode()
+def test_layers_inside_the_blocks_are_rounded_to_4_bits(name: str) -> None:
+    sizes = {"hidden_size": 64, "heads": 4, "ffn_size": 128}
+    model, _ = pair(**{**ALL_DECODERS[name], **sizes})
+    fused = fuse_for_inference(copy.deepcopy(model).bfloat16(), in_4_bits=True)
+    packed = [path for path, module in fused.named_modules() if isinstance(module, Packed4Linear)]
+    assert any(path.endswith("o_proj") for path in packed)
+    assert not any(isinstance(module, Packed4Linear) for module in [fused.lm_head])
+    for path in linear_paths(model):
+        layer = model.get_submodule(path)
+        layer.weight.copy_(layer.weight.bfloat16())
+        if layer.out_features % 64 == 0 and path.startswith("decoder.layers") and "router" not in path:
+            layer.weight.copy_(in_4_bits(layer.weight))
+    found, wanted = fused(tiny.token_ids(2, 9)).float(), model(tiny.token_ids(2, 9))
+    assert (found - wanted).norm() < 0.03 * wanted.norm()
 
 
 def linear_paths(model: nn.Module) -> list[str]:
