@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Sequence
 from math import prod
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from onmt_llm.cli.inputs import missing_models, missing_options
 from onmt_llm.cli.outputs import Paths, model_files, output_option
-from onmt_llm.cli.run import CheckedJob, required, run_action, run_job, split_action, unknown_action
+from onmt_llm.cli.run import required, run_action
 from onmt_llm.config.loading.load import Loaded
 from onmt_llm.errors import CheckpointError, Problem
 
@@ -24,13 +23,10 @@ USAGE = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    action, words = split_action(argv)
-    work = functools.partial(run_action, action, ACTIONS, USAGE)
-    checks = functools.partial(_problems, action)
-    return run_job(CheckedJob("onmt_llm_checkpoint", _paths, checks), work, words)
+    return run_action("onmt_llm_checkpoint", argv, ACTIONS, USAGE, paths=_paths, checks=_problems)
 
 
-def _paths(loaded: Loaded[Any]) -> Paths:
+def _paths(_: str, loaded: Loaded[Any]) -> Paths:
     writes = [
         *output_option(loaded, "checkpoint", "output", is_folder=True),
         *output_option(loaded, "checkpoint", "out_file"),
@@ -39,8 +35,6 @@ def _paths(loaded: Loaded[Any]) -> Paths:
 
 
 def _problems(action: str, loaded: Loaded[Any]) -> Iterator[Problem]:
-    if action:
-        yield from unknown_action(action, ACTIONS, USAGE)
     yield from missing_options(loaded, "checkpoint", _NEEDS.get(action, ()), USAGE)
     yield from missing_models(loaded, "checkpoint", ("model", "models"), releases=True, readable=False)
 

@@ -9,6 +9,7 @@ from typing import Any
 from onmt_llm.cli.inputs import Input, missing_files, missing_models, missing_options, option_files
 from onmt_llm.cli.outputs import Output, Paths, model_files, output_option
 from onmt_llm.cli.run import CheckedJob, required, run_job
+from onmt_llm.config.card import CardOptions
 from onmt_llm.config.convert import ConversionOptions
 from onmt_llm.config.loading.load import Loaded
 from onmt_llm.errors import CheckpointError, Problem
@@ -83,43 +84,8 @@ def convert_model(loaded: Loaded[Any]) -> Path:
     options: ConversionOptions = loaded.job.conversion
     model = required(loaded, "conversion", "model_dir", USAGE)
     output = required(loaded, "conversion", "output", USAGE)
-    if options.to == "hf":
-        from onmt_llm.checkpoint.formats.huggingface.write import export_hf
-
-        return export_hf(
-            model,
-            output,
-            dtype=options.dtype,
-            shard_size=options.shard_size,
-            card=loaded.job.card,
-            overwrite=options.force,
-        )
-    if options.to == "meta":
-        from onmt_llm.checkpoint.formats.params_json.write import export_meta
-
-        return export_meta(model, output, dtype=options.dtype, card=loaded.job.card, overwrite=options.force)
-    if options.to == "peft":
-        from onmt_llm.checkpoint.formats.peft.write import export_peft
-
-        card = loaded.job.card
-        return export_peft(model, output, base_name=card.hub_base, card=card, overwrite=options.force)
-    if options.to == "gguf":
-        from onmt_llm.checkpoint.formats.gguf.write import export_gguf, write_modelfile
-
-        file = export_gguf(model, output, type=options.quantization or "f16", overwrite=options.force)
-        write_modelfile(model, file, file.with_suffix(".Modelfile"))
-        return file
-    if options.to == "opennmt":
-        from onmt_llm.checkpoint.formats.opennmt.write import export_opennmt
-
-        return export_opennmt(
-            model,
-            output,
-            format=options.format or "pytorch",
-            dtype=options.dtype,
-            shard_size=options.shard_size,
-            overwrite=options.force,
-        )
+    if options.to is not None:
+        return _EXPORTERS[options.to](model, output, options, loaded.job.card)
     if options.format is not None:
         logger.info("'format' has no effect here: checkpoints are directories of safetensors.")
     from onmt_llm.checkpoint.convert import convert
@@ -136,6 +102,50 @@ def convert_model(loaded: Loaded[Any]) -> Path:
         shard_size=options.shard_size,
         overwrite=options.force,
     )
+
+
+def _to_hf(model: str, output: str, options: ConversionOptions, card: CardOptions) -> Path:
+    from onmt_llm.checkpoint.formats.huggingface.write import export_hf
+
+    dtype, shard_size = options.dtype, options.shard_size
+    return export_hf(model, output, dtype=dtype, shard_size=shard_size, card=card, overwrite=options.force)
+
+
+def _to_meta(model: str, output: str, options: ConversionOptions, card: CardOptions) -> Path:
+    from onmt_llm.checkpoint.formats.params_json.write import export_meta
+
+    return export_meta(model, output, dtype=options.dtype, card=card, overwrite=options.force)
+
+
+def _to_peft(model: str, output: str, options: ConversionOptions, card: CardOptions) -> Path:
+    from onmt_llm.checkpoint.formats.peft.write import export_peft
+
+    return export_peft(model, output, base_name=card.hub_base, card=card, overwrite=options.force)
+
+
+def _to_gguf(model: str, output: str, options: ConversionOptions, _: CardOptions) -> Path:
+    from onmt_llm.checkpoint.formats.gguf.write import export_gguf, write_modelfile
+
+    file = export_gguf(model, output, type=options.quantization or "f16", overwrite=options.force)
+    write_modelfile(model, file, file.with_suffix(".Modelfile"))
+    return file
+
+
+def _to_opennmt(model: str, output: str, options: ConversionOptions, _: CardOptions) -> Path:
+    from onmt_llm.checkpoint.formats.opennmt.write import export_opennmt
+
+    return export_opennmt(
+        model,
+        output,
+        format=options.format or "pytorch",
+        dtype=options.dtype,
+        shard_size=options.shard_size,
+        overwrite=options.force,
+    )
+
+
+_EXPORTERS = {"hf": _to_hf, "meta": _to_meta, "peft": _to_peft, "gguf": _to_gguf, "opennmt": _to_opennmt}
+"""The values of `to` that this command writes; it refuses the others, in `_ELSEWHERE`."""
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from onmt_llm.atomic import write_text
 from onmt_llm.checkpoint.directory import open_directory, resolve_path
 from onmt_llm.cli.checks import training_problems
 from onmt_llm.cli.outputs import Output, Paths, output_option
-from onmt_llm.cli.run import CheckedJob, required, run_action, run_job, split_action, unknown_action
+from onmt_llm.cli.run import required, run_action
 from onmt_llm.cli.train import training_inputs
 from onmt_llm.config.data import BatchConfig
 from onmt_llm.config.data_tool import DataToolConfig
@@ -39,10 +38,7 @@ _OF_SHARDS = ("merge", "verify")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    action, words = split_action(argv)
-    work = functools.partial(run_action, action, ACTIONS, USAGE)
-    paths, checks = functools.partial(_paths, action), functools.partial(_problems, action)
-    return run_job(CheckedJob("onmt_llm_data", paths, checks), work, words)
+    return run_action("onmt_llm_data", argv, ACTIONS, USAGE, paths=_paths, checks=_problems)
 
 
 def _paths(action: str, loaded: Loaded[Any]) -> Paths:
@@ -55,9 +51,7 @@ def _paths(action: str, loaded: Loaded[Any]) -> Paths:
 
 
 def _problems(action: str, loaded: Loaded[Any]) -> Iterator[Problem]:
-    if action and action not in ACTIONS:
-        yield from unknown_action(action, ACTIONS, USAGE)
-    elif action not in _OF_SHARDS:
+    if action not in _OF_SHARDS:
         yield from training_problems(loaded)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +14,7 @@ from onmt_llm.cli import eval_run, eval_tasks
 from onmt_llm.cli.inference import open_models
 from onmt_llm.cli.inputs import missing_files, missing_models, missing_options, option_files
 from onmt_llm.cli.outputs import Paths, model_files, output_option
-from onmt_llm.cli.run import CheckedJob, required, run_action, run_job, split_action, unknown_action
+from onmt_llm.cli.run import required, run_action, split_action
 from onmt_llm.config.evaluate import EvalConfig
 from onmt_llm.config.loading.load import Loaded
 from onmt_llm.data.readers import read_lines
@@ -43,13 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return eval_run.main(words)
     # the models to compare may come first, without the flag -models
     models = list(takewhile(lambda word: not word.startswith("-"), words))
-    words = ["-models", *words] if models and action == "compare" else words
-    work = functools.partial(run_action, action, ACTIONS, USAGE)
-    checks = functools.partial(_problems, action)
-    return run_job(CheckedJob("onmt_llm_eval", functools.partial(_paths, action), checks), work, words)
+    if models and action == "compare":
+        argv = [action, "-models", *words]
+    return run_action("onmt_llm_eval", argv, ACTIONS, USAGE, paths=_paths, checks=_problems)
 
 
-def _paths(action: str, loaded: Loaded[Any]) -> Paths:
+def _paths(_: str, loaded: Loaded[Any]) -> Paths:
     reads = [
         *model_files(loaded, "measure", ("model", "models")),
         *option_files(loaded, "measure", ("src", "tgt")),
@@ -63,8 +61,6 @@ def _answers(loaded: Loaded[Any]) -> Iterator[tuple[str, str, tuple[str, ...]]]:
 
 
 def _problems(action: str, loaded: Loaded[Any]) -> Iterator[Problem]:
-    if action:
-        yield from unknown_action(action, ACTIONS, USAGE)
     if action == "tasks":
         yield from eval_tasks.problems(loaded)
     models = loaded.job.measure.models

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from onmt_llm.cli.inputs import missing_options
 from onmt_llm.cli.outputs import Paths, output_option
-from onmt_llm.cli.run import CheckedJob, required, run_action, run_job, split_action, unknown_action
+from onmt_llm.cli.run import required, run_action
 from onmt_llm.config.hub import HubOptions
 from onmt_llm.config.loading.load import Loaded
 from onmt_llm.errors import CheckpointError, Problem
@@ -18,20 +17,16 @@ USAGE = "onmt_llm_hub upload -folder MODEL -repo OWNER/NAME | download -repo OWN
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    action, words = split_action(argv)
-    work = functools.partial(run_action, action, ACTIONS, USAGE)
-    return run_job(CheckedJob("onmt_llm_hub", _paths, functools.partial(_problems, action)), work, words)
+    return run_action("onmt_llm_hub", argv, ACTIONS, USAGE, paths=_paths, checks=_problems)
 
 
-def _paths(loaded: Loaded[Any]) -> Paths:
+def _paths(_: str, loaded: Loaded[Any]) -> Paths:
     folder = loaded.job.hub.folder
     reads = [("'folder'", folder, ("folder",))] if folder else []
     return Paths(reads, output_option(loaded, "hub", "output", is_folder=True))
 
 
 def _problems(action: str, loaded: Loaded[Any]) -> Iterator[Problem]:
-    if action:
-        yield from unknown_action(action, ACTIONS, USAGE)
     yield from missing_options(loaded, "hub", _NEEDS.get(action, ()), USAGE)
     folder = loaded.job.hub.folder
     if action == "upload" and folder and not Path(folder).exists():

@@ -13,7 +13,7 @@ from onmt_llm.atomic import write_text
 from onmt_llm.cli.checks import training_problems
 from onmt_llm.cli.jobs import JOBS
 from onmt_llm.cli.outputs import Output, Paths
-from onmt_llm.cli.run import CheckedJob, run_action, run_job, split_action, unknown_action
+from onmt_llm.cli.run import run_action, split_action, unknown_action
 from onmt_llm.cli.train import JOB as TRAINING
 from onmt_llm.cli.train import training_inputs
 from onmt_llm.config.launch import ClusterConfig, LaunchConfig
@@ -32,20 +32,19 @@ COMMAND = "onmt_llm_launch"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    action, words = split_action(argv)
+    _, words = split_action(argv)
     actions = {name: functools.partial(work, words) for name, work in ACTIONS.items()}
-    work = functools.partial(run_action, action, actions, USAGE)
-    return run_job(CheckedJob(COMMAND, _paths, functools.partial(_problems, action)), work, words)
+    return run_action(COMMAND, argv, actions, USAGE, paths=_paths, checks=_problems)
 
 
-def _paths(loaded: Loaded[Any]) -> Paths:
+def _paths(_: str, loaded: Loaded[Any]) -> Paths:
     output = loaded.job.cluster.output
     return Paths(list(training_inputs(loaded)), [Output("output", output)] if output else [])
 
 
 def _problems(action: str, loaded: Loaded[Any]) -> Iterator[Problem]:
-    if action not in ACTIONS:
-        yield from unknown_action(action, ACTIONS, USAGE)
+    if not action:
+        yield unknown_action(action, ACTIONS, USAGE)
         return
     yield from training_problems(loaded)
     config: LaunchConfig = loaded.job

@@ -5,6 +5,7 @@ Some commands have actions, named by their first word: `onmt_llm_data report`.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import sys
@@ -182,21 +183,46 @@ def split_action(argv: Sequence[str] | None) -> tuple[str, list[str]]:
     return (words[0], words[1:]) if words and not words[0].startswith("-") else ("", words)
 
 
-def run_action(action: str, actions: Actions, usage: str, loaded: Loaded[Any]) -> int:
-    """Run one of `actions`.
+def run_action(
+    command: str,
+    argv: Sequence[str] | None,
+    actions: Actions,
+    usage: str,
+    *,
+    paths: Callable[[str, Loaded[Any]], Paths],
+    checks: Callable[[str, Loaded[Any]], Iterator[Problem]],
+) -> int:
+    """Run a command whose first argument is an action; returns its exit code.
 
-    Raises:
-        ConfigError: There is no such action.
+    Without an action `-print_config` works, and `checks` are called with "".
+
+    Args:
+        command: Its name in `JOBS`.
+        argv: Arguments without the program's name; None = those of the process.
+        actions: What each action does.
+        usage: The hint of an unknown action.
+        paths: Gives the inputs and outputs of an action.
+        checks: Gives the problems of a configuration whose values are valid, for an action that is known.
     """
-    raise_problems(unknown_action(action, actions, usage))
-    return actions[action](loaded)
+    action, words = split_action(argv)
+
+    def problems(loaded: Loaded[Any]) -> Iterator[Problem]:
+        if action and action not in actions:
+            yield unknown_action(action, actions, usage)
+        else:
+            yield from checks(action, loaded)
+
+    def work(loaded: Loaded[Any]) -> int:
+        if action not in actions:
+            raise_problems([unknown_action(action, actions, usage)])
+        return actions[action](loaded)
+
+    return run_job(CheckedJob(command, functools.partial(paths, action), problems), work, words)
 
 
-def unknown_action(action: str, actions: Collection[str], usage: str) -> Iterator[Problem]:
+def unknown_action(action: str, actions: Collection[str], usage: str) -> Problem:
     """The problem of an action that does not exist."""
-    if action not in actions:
-        sentence = f"The first word must be one of {', '.join(actions)}, but is '{action}'."
-        yield Problem(sentence, hint=usage)
+    return Problem(f"The first word must be one of {', '.join(actions)}, but is '{action}'.", hint=usage)
 
 
 def open_log(file: str | None) -> None:
