@@ -228,6 +228,16 @@ class ModelConfig(Section):
         return share * (experts * self.expert_size + self.moe.shared_size) + (1 - share) * self.ffn_size
 
     @property
+    def divided_sizes(self) -> dict[str, int]:
+        """What several processes that compute a block together divide among themselves, by the names of the options."""
+        sizes = {"heads": self.heads, "kv_heads": self.num_kv_heads}
+        if len(self.moe_layers) < self.decoder_layers or self.encoder_layers:
+            sizes["ffn_size"] = self.ffn_size
+        if self.moe_layers:
+            sizes |= {"moe.expert_size": self.expert_size, "moe.shared_size": self.moe.shared_size}
+        return sizes
+
+    @property
     def embedding_factor(self) -> float:
         """What embeddings are multiplied by."""
         default = self.hidden_size**0.5 if self.scale_embeddings else 1.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from onmt_llm.config.checkpoint import AdapterSpec
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.config.learning import REFERENCE_FREE, PreferenceConfig, ValidationConfig
 from onmt_llm.config.model import ModelConfig
@@ -96,7 +97,12 @@ def check_sharding(config: TrainConfig, world_size: int, quant_type: str) -> Non
 
 
 def check_tensor_parallel(
-    config: TrainConfig, model: ModelConfig, world_size: int, *, trains_whole_model: bool
+    config: TrainConfig,
+    model: ModelConfig,
+    world_size: int,
+    *,
+    adapter: AdapterSpec | None = None,
+    quant_type: str = "",
 ) -> None:
     """Check that `tensor_parallel` processes can compute each block together.
 
@@ -104,7 +110,8 @@ def check_tensor_parallel(
         config: All options.
         model: Architecture of the model.
         world_size: Number of processes.
-        trains_whole_model: There are neither adapters nor expanded blocks.
+        adapter: Settings of the adapters; None = there are none.
+        quant_type: Number format of the quantised layers; empty = there are none.
 
     Raises:
         ConfigError: The number does not fit, or the model has parts that it does not divide; lists all of them.
@@ -112,21 +119,20 @@ def check_tensor_parallel(
     number = config.devices.tensor_parallel
     if number == 1:
         return
-    sizes = {"heads": model.heads, "kv_heads": model.num_kv_heads, "ffn_size": model.ffn_size}
+    sizes = model.divided_sizes
     obstacles = [f"{name} is {size}, which {number} does not divide" for name, size in sizes.items() if size % number]
     if world_size % number:
         obstacles.append(f"world_size is {world_size}, which {number} does not divide")
+    objective, init = config.corpora.objective, "default" if adapter is None else adapter.init
+    has_reference = objective != "sft" and objective not in REFERENCE_FREE
     unsupported = {
-        "LoRA": config.lora.is_on,
-        "adapters or expanded blocks": not trains_whole_model and not config.lora.is_on,
-        "moe.experts": bool(model.moe.experts),
+        "use_dora": adapter is not None and adapter.dora,
+        f"lora_init: {init} with objective: {objective}": init != "default" and has_reference,
+        f"quant_type: {quant_type}": quant_type.startswith("bnb"),
         "latent attention": bool(model.latent.kv_rank),
-        f"position: {model.position}": model.position in ("shaw", "t5", "alibi"),
-        "attention_sinks": model.attention_sinks,
-        "qk_norm": model.qk_norm,
+        f"position: {model.position}": model.position in ("t5", "alibi"),
         "lambda_align": config.loss.lambda_align > 0,
         "compile_blocks": config.performance.compile_blocks,
-        f"objective: {config.corpora.objective}": config.corpora.objective != "sft",
         f"optim: {config.optimizer.optim}": config.optimizer.optim in UNSHARDED_OPTIMIZERS,
         "optimizer_in_backward": config.performance.optimizer_in_backward,
         "offload_activations": config.performance.offload_activations,

@@ -6,6 +6,9 @@ same number of forward and backward passes, which `in_step` sees to.
 
 With `tensor_parallel` neighbouring ranks compute each block together: each has a part of the heads and of the inner
 values of the feed-forward layer (Shoeybi et al. 2019), and weights are gathered among the ranks with the same part.
+`Attention` and `FeedForward` do not know of it: while they run, they hold this rank's parts as ordinary weights, and
+what they compute is this rank's summand of the output. So all that is inside them is divided too: adapters, int8
+layers, norms of heads.
 """
 
 from __future__ import annotations
@@ -20,16 +23,21 @@ import torch
 from torch import Tensor, nn
 
 from onmt_llm.data.batching.batch import Batch
+from onmt_llm.nn.layers.attention import Attention
+from onmt_llm.nn.layers.position_wise import FeedForward, HeadLayerNorm
 from onmt_llm.nn.transformer import Transformer
 from onmt_llm.training.losses.batch_loss import batch_loss
 from onmt_llm.training.losses.token_loss import TokenLoss
 from onmt_llm.training.process.dist import World
+from onmt_llm.training.process.shards import is_sharded
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-ROW_WISE = ("o_proj", "down_proj")
-"""Layers whose inputs are divided; of all others in a block the outputs are."""
+_COLUMN_WISE = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
+"""Layers whose outputs are divided."""
+_ROW_WISE = ("o_proj", "down_proj")
+"""Layers whose inputs are divided."""
 
 
 class Trainee(nn.Module):
@@ -89,14 +97,101 @@ def shard(trainee: Trainee, world: World, *, shard_size: int = 0, autocast: torc
 
 def _divide_blocks(trainee: Trainee, mesh: DeviceMesh) -> None:
     """Give each rank a part of the heads and of the inner values of all blocks (tensor parallel)."""
-    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
-
     # It says of every gathered tensor that the weights are divided twice.
     logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
     for block in _blocks(trainee):
-        linears = [path for path, module in block.named_modules() if isinstance(module, nn.Linear)]
-        plan = {path: RowwiseParallel() if path.endswith(ROW_WISE) else ColwiseParallel() for path in linears}
-        parallelize_module(block, mesh, plan)  # type: ignore[arg-type]
+        for module in block.modules():
+            if isinstance(module, Attention | FeedForward):
+                _divide(module, mesh)
+
+
+def _divide(module: nn.Module, mesh: DeviceMesh) -> None:
+    """Make a module whose inputs and output are whole on all ranks compute its output together with the others."""
+    from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+
+    spanning = [module.q_norm, module.k_norm] if isinstance(module, Attention) and not module.norm_heads else []
+    for norm in filter(None, spanning):
+        _compute_whole(norm, mesh)
+    for path, owner in module.named_modules():
+        for name, parameter in () if owner in spanning else owner.named_parameters(recurse=False):
+            dimension = divided_dimension(owner, f"{path}.{name}")
+            placement = Replicate() if dimension is None else Shard(dimension)
+            divided = distribute_tensor(parameter, mesh, [placement], src_data_rank=None)
+            owner.register_parameter(name, nn.Parameter(divided, requires_grad=parameter.requires_grad))
+    forward = module.forward
+
+    def entering(value: Any) -> Any:
+        """An input, whose gradient is the sum of the gradients of all ranks."""
+        if not (isinstance(value, Tensor) and value.requires_grad):
+            return value
+        return DTensor.from_local(value, mesh, [Replicate()]).to_local(grad_placements=[Partial()])
+
+    def forward_together(*args: Any, **named: Any) -> Tensor:
+        with _own_parts(module):
+            summand = forward(*map(entering, args), **{name: entering(value) for name, value in named.items()})
+        return DTensor.from_local(summand, mesh, [Partial()]).redistribute(placements=[Replicate()]).to_local()
+
+    module.forward = forward_together
+
+
+def _compute_whole(norm: nn.Module, mesh: DeviceMesh) -> None:
+    """Make a norm over all heads gather its inputs: each rank computes the whole, and keeps its part."""
+    from torch.distributed.tensor import Replicate, Shard
+    from torch.distributed.tensor.parallel import PrepareModuleInputOutput, parallelize_module
+
+    gathered, divided = Replicate(), Shard(-1)
+    style = PrepareModuleInputOutput(
+        input_layouts=divided,
+        desired_input_layouts=gathered,
+        use_local_input=True,
+        output_layouts=gathered,
+        desired_output_layouts=divided,
+    )
+    parallelize_module(norm, mesh, style)
+
+
+def divided_dimension(owner: nn.Module, path: str) -> int | None:
+    """The dimension in which `tensor_parallel` divides a parameter; None = each rank has the whole.
+
+    Args:
+        owner: The module that has the parameter, in an `Attention` or a `FeedForward`.
+        path: Dotted path of the parameter; may begin anywhere above that.
+    """
+    *layers, name = path.split(".")
+    if any(layer in _ROW_WISE for layer in layers):
+        return 1 if name in ("weight", "lora_a") else None
+    if any(layer in _COLUMN_WISE for layer in layers):
+        return None if name == "lora_a" else 0
+    return 0 if name == "sinks" or isinstance(owner, HeadLayerNorm) else None
+
+
+@contextmanager
+def _own_parts(module: nn.Module) -> Iterator[None]:
+    """A context in which the divided parameters of a module are ordinary tensors: what this rank has of them."""
+    divided = [
+        (owner._parameters, name, parameter)
+        for owner in module.modules()
+        for name, parameter in owner._parameters.items()
+        if parameter is not None and is_sharded(parameter)
+    ]
+    for parameters, name, parameter in divided:
+        parameters[name] = _own_part(name, parameter)
+    try:
+        yield
+    finally:  # recomputation ends with an exception
+        for parameters, name, parameter in divided:
+            parameters[name] = parameter
+
+
+def _own_part(name: str, parameter: Any) -> Any:
+    """What this rank has of a parameter. If it is the whole, then each rank has a summand of the gradient."""
+    from torch.distributed.tensor import Partial
+
+    if not parameter.placements[0].is_replicate():
+        return parameter.to_local()
+    whole = parameter.to_local(grad_placements=[Partial()])
+    # The bias of a layer whose outputs are summed.
+    return whole / parameter.device_mesh.size() if name == "bias" else whole
 
 
 def _blocks(trainee: Trainee) -> Iterator[nn.Module]:

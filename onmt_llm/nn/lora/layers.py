@@ -64,12 +64,13 @@ class LoRALinear(nn.Module):
     def _add_adapter(self, x: Tensor, y: Tensor, scaled_b: Tensor) -> Tensor:
         """y + x A' B'."""
         again = "lora" in self.recomputed and torch.is_grad_enabled()
-        low = recompute(self, self._project_down, x, y.dtype) if again else self._project_down(x, y.dtype)
+        inputs = x, self.lora_a, y.dtype
+        low = recompute(self, self._project_down, *inputs) if again else self._project_down(*inputs)
         return torch.addmm(y.flatten(0, -2), low.flatten(0, -2), scaled_b.to(y.dtype).t()).view(y.shape)
 
-    def _project_down(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+    def _project_down(self, x: Tensor, a: Tensor, dtype: torch.dtype) -> Tensor:
         """(..., in) -> (..., rank)."""
-        return F.linear(F.dropout(x, self.dropout, self.training).to(dtype), self.lora_a.to(dtype))
+        return F.linear(F.dropout(x, self.dropout, self.training).to(dtype), a.to(dtype))
 
     def _untrained(self, x: Tensor, y: Tensor) -> Tensor:
         """Output before any training: the base's, plus the product that was taken out of it for the adapter."""

@@ -8,8 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
-from torch import nn
-
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.config.train import DeviceConfig
 from onmt_llm.nn.quantized import QUANT_TYPES
@@ -17,7 +15,7 @@ from onmt_llm.nn.transformer import Transformer
 from onmt_llm.training.dry_run.activations import ActivationEstimate
 from onmt_llm.training.losses.output_layer import default_chunk_tokens, output_parameters
 from onmt_llm.training.optim.registry import OPTIMIZERS
-from onmt_llm.training.parallel import ROW_WISE
+from onmt_llm.training.parallel import divided_dimension
 
 MIB = 1 << 20
 GRADIENT_BYTES = 4
@@ -57,7 +55,9 @@ class Division:
             return model
         sizes = {"heads": model.heads, "kv_heads": model.num_kv_heads, "ffn_size": model.ffn_size}
         divided = {name: size // self.tensor for name, size in sizes.items()}
-        return model.model_copy(update={**divided, "head_dim": model.size_per_head})
+        experts = {"expert_size": model.expert_size // self.tensor, "shared_size": model.moe.shared_size // self.tensor}
+        whole = {"head_dim": model.size_per_head}
+        return model.model_copy(update={**divided, **whole, "moe": model.moe.model_copy(update=experts)})
 
 
 UNDIVIDED = Division()
@@ -188,16 +188,14 @@ def _weights(
     model: Transformer, quantised: Collection[str], widths: dict[str, float], division: Division
 ) -> list[_Weight]:
     """The parameters as the process with the largest parts has them."""
-    linears = {path for path, module in model.named_modules() if isinstance(module, nn.Linear)}
+    owners = dict(model.named_modules())
     prefixes, found = tuple(f"{path}." for path in quantised), []
     for name, parameter in model.named_parameters():
-        path, _, leaf = name.rpartition(".")
         inside = _IN_BLOCK.match(name)
         shape = list(parameter.shape)
-        if division.tensor > 1 and inside and path in linears:
-            dimension = 1 if path.endswith(ROW_WISE) else 0
-            if leaf == "weight" or dimension == 0:
-                shape[dimension] //= division.tensor
+        dimension = divided_dimension(owners[name.rpartition(".")[0]], name) if inside else None
+        if dimension is not None:
+            shape[dimension] //= division.tensor
         kind = "trained" if parameter.requires_grad else "frozen"
         if kind == "frozen" and name.replace(".base.", ".").startswith(prefixes) and parameter.ndim == 2:
             kind = "quantised"

@@ -113,6 +113,5 @@ def check_division(setup: RunSetup, world_size: int) -> None:
         ConfigError: Some options need whole weights, or whole blocks.
     """
     config, layers = setup.config, setup.layers
-    is_whole = layers.lora is None and layers.expansion is None
     check_sharding(config, world_size, layers.quant_type)
-    check_tensor_parallel(config, setup.start.model, world_size, trains_whole_model=is_whole)
+    check_tensor_parallel(config, setup.start.model, world_size, adapter=layers.lora, quant_type=layers.quant_type)

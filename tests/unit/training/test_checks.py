@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 
 import tiny
+from onmt_llm.config.checkpoint import AdapterSpec
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.config.learning import PreferenceConfig, ValidationConfig
 from onmt_llm.errors import ConfigError
@@ -52,13 +54,11 @@ def test_a_preference_loss_of_a_whole_model_needs_a_reference(objective: str) ->
     [
         ({"heads": 3, "hidden_size": 48, "kv_heads": 3}, {}, "heads is 3, which 2 does not divide; kv_heads is 3"),
         ({"ffn_size": 25}, {}, "ffn_size is 25"),
-        ({"moe": {"experts": 4, "experts_per_token": 2}}, {}, "moe.experts"),
-        ({"qk_norm": True}, {}, "qk_norm"),
+        ({"moe": {"experts": 4, "expert_size": 15}}, {}, "moe.expert_size is 15"),
+        ({"moe": {"experts": 4, "shared_size": 5}}, {}, "moe.shared_size is 5"),
         ({"position": "alibi"}, {}, "position: alibi"),
-        ({}, {"lora": {"lora_layers": ["q_proj"]}}, "LoRA"),
         ({}, {"performance": {"compile_blocks": True}}, "compile_blocks"),
         ({}, {"optimizer": {"optim": "muon"}}, "optim: muon"),
-        ({}, {"corpora": {"objective": "dpo"}}, "objective: dpo"),
         ({}, {"devices": {"world_size": 3}}, "world_size is 3, which 2 does not divide"),
     ],
 )
@@ -67,6 +67,25 @@ def test_what_blocks_that_several_processes_compute_need(
 ) -> None:
     config = train_config({**options, "devices": {"world_size": 4, "tensor_parallel": 2, **options.get("devices", {})}})
     with pytest.raises(ConfigError, match=f"tensor_parallel must fit the model and the run, but .*{named}"):
-        check_tensor_parallel(config, tiny.llama(**model), config.devices.world_size, trains_whole_model=True)
-    plain = train_config({"devices": {"world_size": 4, "tensor_parallel": 2}})
-    check_tensor_parallel(plain, tiny.llama(), 4, trains_whole_model=True)
+        check_tensor_parallel(config, tiny.llama(**model), config.devices.world_size)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "objective", "quant_type", "named"),
+    [
+        ({"dora": True}, "sft", "", "use_dora"),
+        ({"init": "pissa"}, "dpo", "", "lora_init: pissa with objective: dpo"),
+        ({"init": "pissa"}, "sft", "", ""),
+        ({}, "dpo", "int8", ""),
+        ({}, "sft", "bnb_NF4", "quant_type: bnb_NF4"),
+    ],
+)
+def test_which_adapters_several_processes_compute_together(
+    adapter: dict[str, Any], objective: str, quant_type: str, named: str
+) -> None:
+    config = train_config({"devices": {"world_size": 4, "tensor_parallel": 2}, "corpora": {"objective": objective}})
+    spec = AdapterSpec(rank=2, alpha=4.0, layers=["q_proj"], base="base", base_fingerprint="", **adapter)
+    # All of its experts are divided, and ffn_size belongs to none of its layers.
+    model = tiny.llama(ffn_size=25, qk_norm=True, moe={"experts": 4, "expert_size": 16})
+    with pytest.raises(ConfigError, match=named) if named else nullcontext():
+        check_tensor_parallel(config, model, 4, adapter=spec, quant_type=quant_type)

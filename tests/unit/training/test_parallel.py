@@ -33,6 +33,8 @@ STEPS = 12
 ARCHITECTURE = {"encoder_layers": 0, "decoder_layers": 2, "norm": "rmsnorm", "position": "rotary", "hidden_size": 32}
 LM = {"architecture": ARCHITECTURE}
 LORA = {"lora_layers": ["q_proj", "down_proj"], "lora_rank": 2}
+PREFERENCES = {**LM, "corpora": {"objective": "dpo"}}
+EXPERTS = {"experts": 4, "experts_per_token": 2, "expert_size": 16}
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "encoder-decoder, average, validated": {"optimizer": {"average_decay": 0.1}, "run": {"valid_steps": 6}},
     "tied, packed, recomputed": {
@@ -50,12 +52,13 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "quantization": {"quant_layers": ["up_proj"], "quant_type": "int8"},
     },
     "taller stack": {**LM, "expansion": {"expand_every": 2, "expand_type": "stack"}},
-    "preferences": {**LM, "corpora": {"objective": "dpo"}, "preference": {"reference_model": "base"}},
-    "mixture of experts": {
-        "architecture": {**ARCHITECTURE, "moe": {"experts": 4, "experts_per_token": 2, "expert_size": 16}}
-    },
+    "preferences": {**PREFERENCES, "preference": {"reference_model": "base"}},
+    "mixture of experts": {"architecture": {**ARCHITECTURE, "moe": EXPERTS}},
     "a copy a pair": {"devices": {"shard_size": 2, "world_size": 4}},
 }
+PAIR, PAIRS = {"world_size": 2, "tensor_parallel": 2}, {"world_size": 4, "tensor_parallel": 2}
+SHAW = {"position": "shaw", "relative_positions": 4}
+INT8 = {"quant_type": "int8", "quant_compute": "float"}  # int8 products quantise the parts of the inputs one by one
 TENSOR_PARALLEL: dict[str, dict[str, dict[str, Any]]] = {
     "halves": {
         "architecture": {**ARCHITECTURE, "ffn_gated": True, "ffn_size": 50, "tie_embeddings": True},
@@ -70,13 +73,40 @@ TENSOR_PARALLEL: dict[str, dict[str, dict[str, Any]]] = {
         "performance": {"use_ckpting": ["mha", "ffn"]},
     },
     "halves, copied": {**LM, "devices": {"world_size": 4, "tensor_parallel": 2, "shard": "off"}},
+    "norm of each head": {
+        "architecture": {**ARCHITECTURE, "qk_norm": True, "attention_sinks": True},
+        "devices": PAIR,
+        "optimizer": {"max_grad_norm": 0.1},
+    },
+    "layer norm of each head": {
+        "architecture": {**ARCHITECTURE, "qk_norm": True, "qk_norm_type": "layernorm"},
+        "devices": PAIRS,
+    },
+    "norm of all heads, relative positions": {
+        "architecture": {**ARCHITECTURE, "qk_norm": True, "qk_norm_over": "all_heads", **SHAW},
+        "devices": PAIRS,
+    },
+    "lora": {**LM, "lora": {**LORA, "lora_layers": ["q_proj", "o_proj", "up_proj", "down_proj"]}, "devices": PAIRS},
+    "lora, int8, recomputed": {
+        **LM,
+        "lora": {**LORA, "lora_layers": ["q_proj", "down_proj"], "lora_embedding": True},
+        "quantization": {**INT8, "quant_layers": ["q_proj", "o_proj", "down_proj"]},
+        "performance": {"use_ckpting": ["lora", "block"]},
+        "devices": PAIR,
+    },
+    "lora that starts with the weights": {**LM, "lora": {**LORA, "lora_init": "pissa"}, "devices": PAIR},
+    "twins": {**LM, "expansion": {"expand_every": 2}, "devices": PAIR},
+    "preferences": {**PREFERENCES, "preference": {"reference_model": "base"}, "devices": PAIRS},
+    "preferences, lora": {**PREFERENCES, "lora": LORA, "devices": PAIR},
+    "mixture of experts": {
+        "architecture": {**ARCHITECTURE, "moe": {**EXPERTS, "shared_size": 8, "dense_layers": [0]}},
+        "devices": PAIRS,
+    },
 }
 OPTIMIZED: dict[str, dict[str, dict[str, Any]]] = {
     name: {"optimizer": {"optim": name}} for name in sorted(OPTIMIZERS.keys() - UNSHARDED_OPTIMIZERS - {"adamw"})
 }
-ON_A_BASE = frozenset(
-    name for name, sections in VARIANTS.items() if {"lora", "expansion", "preference"} & set(sections)
-)
+NEEDS_A_BASE = frozenset({"lora", "expansion", "preference"})
 
 
 def main(given: Path) -> None:
@@ -157,15 +187,16 @@ def options(task: Any, name: str, *, ranks: int = 2, shard: str = "full", **sect
     return task.config(**{**sections, **given}).model_dump(mode="json", exclude_unset=True)
 
 
-def prepared(task: Any, variant: str, sections: dict[str, Any]) -> dict[str, Any]:
+def prepared(task: Any, sections: dict[str, Any]) -> dict[str, Any]:
     """The sections of a variant, with the files that it needs."""
-    if variant not in ON_A_BASE:
+    if not NEEDS_A_BASE & sections.keys():
         return sections
     base = str(task.folder / "base_step_6")
-    if "preference" in sections:
+    if "corpora" in sections:
         data = {"train": {"path_jsonl": str(task.folder / "pairs.jsonl")}}
-        sections = {**sections, "preference": {"reference_model": base}}
-        sections["corpora"] = {**sections["corpora"], "data": data}
+        sections = {**sections, "corpora": {**sections["corpora"], "data": data}}
+    if "preference" in sections:
+        sections["preference"] = {"reference_model": base}
     return {**sections, "run": {**sections.get("run", {}), "train_from": base, "reset_optim": "all"}}
 
 
@@ -201,7 +232,7 @@ def task(copy_task: Any) -> Any:
 def test_a_divided_run_is_that_of_one_process(task: Any, variants: dict[str, dict[str, dict[str, Any]]]) -> None:
     runs: dict[int, list[dict[str, Any]]] = {2: [], 4: []}
     for variant, given in variants.items():
-        sections = prepared(task, variant, given)
+        sections = prepared(task, given)
         ranks = sections.get("devices", {}).get("world_size", 2)
         runs[ranks].append(options(task, f"{variant} shared", ranks=ranks, **sections))
         alone = {**sections, "devices": {}}
