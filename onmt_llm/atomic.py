@@ -25,6 +25,8 @@ MODEL_FILES = ("config.yaml", "config.json", "adapter_config.json")
 """Files that mark a directory as a model; no other directory is ever replaced."""
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 """Errors of a disk, or of a quota, without free space."""
+TOO_MANY_FILES = frozenset({errno.EMFILE, errno.ENFILE})
+"""Errors of a process, or of a system, that has too many open files: they say nothing about the file to be opened."""
 
 
 @contextlib.contextmanager

@@ -12,15 +12,16 @@ before torch is imported.
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import re
 import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from onmt_llm.atomic import write_text
+from onmt_llm.atomic import TOO_MANY_FILES, write_text
 from onmt_llm.checksums import fast_digest, fast_digest_of_file, safetensors_header, sha256_of_file, tensor_digests
 from onmt_llm.config.checkpoint import CONFIG_FILE, CheckpointConfig, read_config
 from onmt_llm.errors import CheckpointError
@@ -42,6 +43,7 @@ _IS_READ = re.compile(
     r"config\.(yaml|json)|.*\.safetensors(\.index\.json)?|((src|src_feat\d+)_)?vocab\.txt|tokenizer\..+|"
     r".*\.jinja|shards/.+\.safetensors|model\.bin|.*vocabulary\w*\.(json|txt)|train_state/.+"
 )
+_STEP = re.compile(r".*_step_(\d+)")
 _MOST_SHOWN = 5
 _ignoring = False
 
@@ -55,15 +57,16 @@ def resolve_path(path: str | Path) -> Path:
         CheckpointError: There is no such directory, or it is not a checkpoint.
     """
     path = Path(path)
-    twin = path.with_suffix("") if path.suffix == ".pt" else Path(f"{path}.pt")
-    for candidate in (path, twin):
+    for candidate in spellings(path):
         if (candidate / CONFIG_FILE).is_file():
             return candidate
-    for candidate in (path, twin):
+    for candidate in spellings(path):
         if candidate.is_file():
+            is_inside = (candidate.parent / CONFIG_FILE).is_file()
+            convert = f"convert it first: onmt_llm_convert -from auto -model_dir {candidate} -output NEW_DIRECTORY"
             raise CheckpointError(
                 f"A checkpoint must be a directory that holds {CONFIG_FILE}, but {candidate} is a file.",
-                hint=f"convert it first: onmt_llm_convert -from auto -model_dir {candidate} -output NEW_DIRECTORY",
+                hint=f"the directory is {candidate.parent}" if is_inside else convert,
             )
     if (path / "adapter_config.json").is_file():
         raise CheckpointError(
@@ -71,16 +74,40 @@ def resolve_path(path: str | Path) -> Path:
             hint=f"onmt_llm_lora -action import -base_model BASE -lora_weights {path} -output NEW_DIRECTORY",
         )
     if path.is_dir():
+        inside = _newest(path.glob(f"*/{CONFIG_FILE}"))
+        convert = f"if it holds another toolkit's model: onmt_llm_convert -model_dir {path} -output NEW_DIRECTORY"
         raise CheckpointError(
             f"A checkpoint must hold {CONFIG_FILE}, but {path} does not.",
-            hint=f"if it holds another toolkit's model: onmt_llm_convert -model_dir {path} -output NEW_DIRECTORY",
+            hint=f"there is one inside: {inside}" if inside else convert,
         )
     if re.match("[a-z0-9]+:/", str(path)):
         address = str(path).replace(":/", "://", 1)  # undo what Path did to it
         raise CheckpointError(
             f"A checkpoint must be a local directory, but {address} is a URL.", hint="download it first"
         )
-    raise CheckpointError(f"There is no checkpoint at {path}.")
+    found = _newest(path.parent.glob(f"{glob.escape(path.name)}_step_*/{CONFIG_FILE}"))
+    raise CheckpointError(f"There is no checkpoint at {path}.", hint=f"did you mean {found}?" if found else None)
+
+
+def spellings(path: Path) -> tuple[Path, Path]:
+    """`path`, and the same with or without a trailing `.pt`."""
+    return path, path.with_suffix("") if path.suffix == ".pt" else Path(f"{path}.pt")
+
+
+def no_weights(directory: Path, files: str) -> CheckpointError:
+    """The error about a directory with the configuration of a checkpoint, but without one of these files."""
+    if (directory / CT2_MODEL_FILE).is_file():
+        return CheckpointError(
+            f"{directory} must be a checkpoint, but is a CTranslate2 release, which can only be served.",
+            hint="name the checkpoint that it was made from",
+        )
+    return CheckpointError(f"{directory} holds neither {files}.")
+
+
+def _newest(configs: Iterable[Path]) -> Path | None:
+    """The checkpoint of the highest step, of those with these configurations; None if there is none."""
+    steps = {each.parent: _STEP.fullmatch(each.parent.name) for each in configs}
+    return max(steps, key=lambda each: (int(found[1]) if (found := steps[each]) else -1, each.name), default=None)
 
 
 def open_directory(directory: Path) -> tuple[CheckpointConfig, Manifest | None]:
@@ -206,6 +233,8 @@ def read_manifest(directory: Path) -> Manifest | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        if isinstance(error, OSError) and error.errno in TOO_MANY_FILES:
+            raise
         refuse_damage(directory, [f"{MANIFEST_FILE} cannot be read ({_short(error)})"])
         return None
 
@@ -332,6 +361,8 @@ def file_problems(path: Path, entry: FileEntry, *, thorough: bool = False) -> li
     except FileNotFoundError:
         return ["is missing"]
     except OSError as error:
+        if error.errno in TOO_MANY_FILES:
+            raise
         return [f"cannot be read ({error.strerror or error})"]
 
 

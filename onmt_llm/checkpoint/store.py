@@ -28,6 +28,7 @@ from onmt_llm.checkpoint.directory import (
     Manifest,
     find_damage,
     manifest_text,
+    no_weights,
     open_directory,
     refuse_damage,
     resolve_path,
@@ -126,7 +127,7 @@ class Checkpoint:
         has_adapter = (directory / ADAPTER_FILE).exists()
         adapter = SafetensorsSet(directory, [ADAPTER_FILE], listed=listed) if has_adapter else None
         if weights is None and adapter is None:
-            raise CheckpointError(f"{directory} holds neither {WEIGHTS_FILE} (or {INDEX_FILE}) nor {ADAPTER_FILE}.")
+            raise no_weights(directory, f"{WEIGHTS_FILE} (or {INDEX_FILE}) nor {ADAPTER_FILE}")
         if adapter is not None and config.addition is None:
             raise CheckpointError(
                 f"{directory} holds {ADAPTER_FILE}, but its {CONFIG_FILE} has neither `adapter` nor `expansion`."

@@ -53,6 +53,9 @@ def _paths(action: str, loaded: Loaded[Any]) -> Paths:
 def _problems(action: str, loaded: Loaded[Any]) -> Iterator[Problem]:
     if action not in _OF_SHARDS:
         yield from training_problems(loaded)
+        where = loaded.where("output")
+        if where.startswith("-"):  # in a YAML file it may be meant for another command
+            yield Problem("'output' must go with merge.", where, f"{action} writes into the folder save_data")
 
 
 def _run_codec(config: DataToolConfig) -> Codec:

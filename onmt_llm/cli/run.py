@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from onmt_llm.atomic import DISK_FULL
+from onmt_llm.atomic import DISK_FULL, TOO_MANY_FILES
 from onmt_llm.checkpoint.directory import damage_ignored
 from onmt_llm.cli.jobs import load_job
 from onmt_llm.cli.outputs import Output, Paths, output_problems
@@ -33,9 +33,11 @@ INTERRUPTED = 130
 
 
 _NO_MEMORY = re.compile(
-    "^MemoryError|^OutOfMemoryError|DefaultCPUAllocator: (can't allocate|not enough) memory|Storage size calculation"
+    "^MemoryError|^OutOfMemoryError|DefaultCPUAllocator: (can't allocate|not enough) memory|Storage size calculation|"
+    "^ImportError: .*(failed to map segment|annot allocate memory)"
 )
-"""The messages of Python, torch on CPU and torch on GPU for exhausted memory."""
+"""The messages of Python, torch on CPU, torch on GPU and the loader of libraries for exhausted memory."""
+_NO_FILES = re.compile("Too many open files")
 _SMALLER = (
     "lower batch_size, beam_size, the lengths or the sizes of the model; training has use_ckpting and "
     "loss_chunk_tokens too, and onmt_llm_train -dry_run estimates what a run needs"
@@ -64,20 +66,33 @@ def run(work: Callable[[Sequence[str]], int], argv: Sequence[str] | None) -> int
         _discard_output()  # the reader (`| head`) has gone
         return 1
     except OSError as error:
+        if error.errno in TOO_MANY_FILES:
+            return _too_many_files()
         # the disk of standard output, or of temporary files, may be full
         if error.errno not in DISK_FULL:
             raise
         print(f"error: {error.strerror}.", file=sys.stderr)
         _discard_output()
         return CheckpointError.exit_code
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError, ImportError) as error:
         text = f"{type(error).__name__}: {error}"
+        if _NO_FILES.search(text):
+            return _too_many_files()
         if not _NO_MEMORY.search(text):
             raise
         match = re.search(r"allocate ([\d.]+ \w+)", text)
         size = f": {match[1]} were to be allocated at once" if match else ""
         print(f"error: The command needs more memory than there is{size}.\n  hint: {_SMALLER}", file=sys.stderr)
         return OnmtLlmError.exit_code
+
+
+def _too_many_files() -> int:
+    """Report that no more files can be opened; returns the exit code."""
+    print(
+        "error: The command needs more open files than it may have.\n  hint: ulimit -n 4096 allows more",
+        file=sys.stderr,
+    )
+    return OnmtLlmError.exit_code
 
 
 def _discard_output() -> None:

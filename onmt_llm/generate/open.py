@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from onmt_llm.checkpoint.directory import CT2_MODEL_FILE
+from onmt_llm.checkpoint.directory import CT2_MODEL_FILE, spellings
 from onmt_llm.errors import CheckpointError, ConfigError
 from onmt_llm.generate.engine import TARGET_VOCABULARIES, Engine, as_paths
 
@@ -79,8 +79,7 @@ def find_release(path: str | Path) -> Path | None:
     Raises:
         CheckpointError: It is a CTranslate2 directory, but without the files that describe its prompts and tokens.
     """
-    path = Path(path)
-    for candidate in (path, path.with_suffix("") if path.suffix == ".pt" else path.with_name(path.name + ".pt")):
+    for candidate in spellings(Path(path)):
         if (candidate / CT2_MODEL_FILE).is_file():
             missing = [name for name in ("config.yaml", "config.json") if not (candidate / name).is_file()]
             if not any((candidate / name).is_file() for name in TARGET_VOCABULARIES):

@@ -115,7 +115,9 @@ def seal_release(directory: Path) -> list[str]:
 def _unmerged(checkpoint: Checkpoint) -> CheckpointError:
     addition = checkpoint.config.addition
     base = addition.base if addition is not None and checkpoint.is_adapter else checkpoint.path
-    merged = checkpoint.path.with_name(checkpoint.path.name + ".merged")
+    merged = (
+        f"{checkpoint.path.resolve()}.merged" if checkpoint.path.name in ("", "..") else f"{checkpoint.path}.merged"
+    )
     return CheckpointError(
         f"A release must hold a whole model in plain weights, but {checkpoint.path} is an unmerged "
         f"{checkpoint.config.noun}.",

@@ -13,6 +13,7 @@ from onmt_llm.atomic import atomic_file, check_output_file, is_written_in_place
 from onmt_llm.checkpoint.directory import find_damage
 from onmt_llm.checkpoint.files.safetensors import fast_tensor_digest
 from onmt_llm.checkpoint.files.torch_pickle import load_torch
+from onmt_llm.checkpoint.files.torch_state_dict import save_torch
 from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
 from onmt_llm.checksums import fast_digest
 from onmt_llm.errors import CheckpointError, ConfigError
@@ -66,7 +67,7 @@ def release_pytorch(
     }
     content["xxh3"] = _digest(content)
     with atomic_file(output) as temporary:
-        torch.save(content, temporary)
+        save_torch(content, temporary)
         unread = verify == "off" or is_written_in_place(output)  # what was written to a pipe cannot be read back
         verdict = "not verified" if unread else _verify_pytorch(temporary, tensors)
     return {"format": "pytorch", "source": str(checkpoint.path), "tensors": len(tensors), "verdict": verdict}

@@ -33,6 +33,11 @@ UNREAD_FORMATS = (
         ("adapter_config.json",),
         "onmt_llm_lora -action import -base_model BASE -lora_weights {path} -output NEW_DIRECTORY",
     ),
+    UnreadFormat(
+        "a CTranslate2 release",
+        ("config.yaml&model.bin",),
+        "it can only be served; -to converts the checkpoint that it was made from",
+    ),
     UnreadFormat("a checkpoint of onmt_llm", ("config.yaml&manifest.json",), "it needs no conversion: use it as it is"),
     UnreadFormat("an adapter of litgpt", ("lit_model.pth.*",), "litgpt merge_lora {path} makes a model of it"),
     UnreadFormat(

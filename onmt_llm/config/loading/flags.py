@@ -148,6 +148,11 @@ def parse(
             raise ConfigError(f"--set needs KEY=VALUE, but got '{pair}'.")
         result.sets.append((key, value))
     result.switches = {name: namespace.pop(name) for name in ["print_config", *command.switches]}
+    for name in [key for key, words in namespace.items() if words == [] and key in table]:
+        del namespace[name]
+        result.problems.append(
+            Problem(f"'-{name}' must have a value, but has none.", hint=f"an empty list is -{name} []")
+        )
     result.values = {
         key: True if words == [] else [word.removeprefix(_GUARD) for word in words] for key, words in namespace.items()
     }

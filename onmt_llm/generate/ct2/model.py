@@ -114,6 +114,8 @@ class Ct2Model:
         except ValueError as error:
             raise UnsupportedError(f"CTranslate2 cannot run {self.directory} as requested: {error}.") from error
         except RuntimeError as error:
+            if "failed to allocate memory" in str(error):
+                raise MemoryError(str(error)) from error
             raise CheckpointError(f"CTranslate2 cannot read {self.directory / CT2_MODEL_FILE}: {error}.") from error
         finally:
             self.library.set_log_level(level)

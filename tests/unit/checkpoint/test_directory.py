@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from onmt_llm.checkpoint.directory import MANIFEST_FILE, find_damage, resolve_path, write_manifest
+from onmt_llm.checkpoint.directory import MANIFEST_FILE, find_damage, read_manifest, resolve_path, write_manifest
 from onmt_llm.config.checkpoint import CONFIG_FILE
 from onmt_llm.errors import CheckpointError
 
@@ -71,17 +73,41 @@ def test_both_spellings_name_the_directory(tmp_path: Path, written: str, asked: 
         ("opennmt.pt", "opennmt.pt", "opennmt.pt is a file", "onmt_llm_convert -from auto"),
         ("peft/adapter_config.json", "peft", "is a peft adapter", "onmt_llm_lora -action import"),
         ("other/config.json", "other", "must hold config.yaml", "onmt_llm_convert -model_dir"),
+        ("run/m_step_10/config.yaml", "run", "must hold config.yaml", "run/m_step_10"),
+        ("run/m_step_10/config.yaml", "run/m", "There is no checkpoint at", "did you mean"),
+        ("model/config.yaml", "model/config.yaml", "config.yaml is a file", "the directory is"),
     ],
 )
 def test_something_else_is_named_with_what_to_do(
     tmp_path: Path, file: str | None, asked: str, problem: str, hint: str | None
 ) -> None:
     if file is not None:
-        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text("{}")
     with pytest.raises(CheckpointError, match=problem) as error:
         resolve_path(tmp_path / asked)
     assert (error.value.hint is None) if hint is None else hint in str(error.value.hint)
+
+
+def test_the_newest_checkpoint_of_a_run_is_suggested(tmp_path: Path) -> None:
+    for step in (9, 10):
+        (tmp_path / f"m_step_{step}").mkdir()
+        (tmp_path / f"m_step_{step}" / CONFIG_FILE).touch()
+    with pytest.raises(CheckpointError) as error:
+        resolve_path(tmp_path / "m")
+    assert error.value.hint == f"did you mean {tmp_path / 'm_step_10'}?"
+
+
+def test_too_many_open_files_are_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "vocab.txt").touch()
+    write_manifest(tmp_path)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(OSError, match="Too many open files"):
+        read_manifest(tmp_path)
 
 
 def test_an_address_must_be_downloaded_first() -> None:

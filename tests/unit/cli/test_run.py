@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from onmt_llm.errors import ConfigError
             type("OutOfMemoryError", (RuntimeError,), {})("CUDA is full. Tried to allocate 20.00 GiB."),
             "20.00 GiB",
         ),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), "more memory"),
         (RuntimeError("Storage size calculation overflowed with sizes=[4611686018427387904]"), "more memory"),
     ],
 )
@@ -31,6 +33,21 @@ def test_a_lack_of_memory_is_one_sentence(error: Exception, says: str, capsys: p
 
     assert run(work, []) == 1
     assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EMFILE, "Too many open files", "model"),
+        RuntimeError("unable to open file <model> in read-only mode: Too many open files (24)"),
+    ],
+)
+def test_too_many_open_files_are_one_sentence(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    def work(_: Any) -> int:
+        raise error
+
+    assert run(work, []) == 1
+    assert "ulimit -n" in capsys.readouterr().err
 
 
 def test_a_mistake_of_ours_is_not_hidden() -> None:

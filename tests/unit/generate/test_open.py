@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import tiny
+from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.errors import CheckpointError, ConfigError
 from onmt_llm.generate.open import find_release, open_engine
@@ -60,5 +62,28 @@ def test_a_release_without_its_files_is_refused(folder: Path, tmp_path: Path, mi
 def test_what_is_no_release_is_none(folder: Path, tmp_path: Path) -> None:
     assert find_release(folder / "lm") is None and find_release(tmp_path / "none") is None
     assert find_release(folder / "lm_ct2.pt") == folder / "lm_ct2"
+    assert find_release("/") is None
     with pytest.raises(CheckpointError, match="There is no checkpoint at"):
         open_engine(tmp_path / "none")
+
+
+def test_a_model_may_be_the_current_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("lm", "lm_ct2"):
+        monkeypatch.chdir(folder / name)
+        assert open_engine(".").generate([["<s>", "w1"]], GenerationConfig(max_length=3))
+
+
+def test_a_release_where_a_checkpoint_belongs_is_named(folder: Path) -> None:
+    with pytest.raises(CheckpointError, match="must be a checkpoint, but is a CTranslate2 release"):
+        Checkpoint.open(folder / "lm_ct2")
+
+
+def test_nothing_is_said_about_the_release_that_no_memory_is_left_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RuntimeError("mkl_malloc: failed to allocate memory")
+
+    monkeypatch.setattr("ctranslate2.Generator", refuse)
+    with pytest.raises(MemoryError):
+        open_engine(folder / "lm_ct2")

@@ -22,6 +22,7 @@ import torch
 from onmt_llm.atomic import atomic_file, check_output_file
 from onmt_llm.checkpoint.export_guard import WITH_DECODER, anything, obstacles, open_for_export, where, without_experts
 from onmt_llm.checkpoint.files.safetensors import ShardedWriter
+from onmt_llm.checkpoint.files.torch_state_dict import save_torch
 from onmt_llm.checkpoint.formats.opennmt.options import (
     ACTIVATIONS,
     HALVES,
@@ -123,7 +124,7 @@ def export_opennmt(
     for sidecar in set(sidecars) - set(parts):
         sidecar.unlink()
     with atomic_file(file) as temporary:
-        torch.save(content, temporary)
+        save_torch(content, temporary)
     for source, target in tokenizers.values():
         with atomic_file(target) as temporary:
             temporary.write_bytes(source.read_bytes())

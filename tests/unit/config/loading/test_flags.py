@@ -56,6 +56,7 @@ def test_short_flags() -> None:
         (["--set", "seed"], "--set needs KEY=VALUE, but got 'seed'"),
         (["stray"], "onmt_llm_train: unrecognized arguments: stray"),
         (["-seed"], "expected 1 argument"),
+        (["-transforms", "-seed", "1"], "'-transforms' must have a value, but has none"),
     ],
 )
 def test_a_command_line_that_cannot_be_split_is_one_error(argv: list[str], sentence: str) -> None:
