@@ -29,6 +29,8 @@ RENAMED = {
     "roles_to_train": "train_roles",
     "train_on_eot": "train_on_eos",
     "tensor_parallel_size": "tensor_parallel",
+    "fix_word_vecs_enc": "freeze_word_vecs_enc",
+    "fix_word_vecs_dec": "freeze_word_vecs_dec",
 }
 """Options with the same meaning under another name."""
 
@@ -92,13 +94,21 @@ IGNORED = {
     "tgt_seq_length_trunc": "OpenNMT-py 3 does not use it either; filtertoolong drops long examples",
     "timeout": "torchrun and the backend set time limits",
     "vocab_sample_queue_size": "worker processes need no queue size",
+    "fast": "beam search always decodes batches",
+    "max_generator_batches": "the loss is always computed in chunks of positions",
+    "max_shard_size": "corpora are read as streams",
+    "pool_factor": "the examples of a bucket, bucket_size, are sorted by length together",
+    "queue_size": "prefetch_factor is the number of batches that are prepared in advance",
 }
 """Options without effect here: accepted, with a note that says why."""
+
+_TEXT_ONLY = "models of images and sound are retired; all data are text"
+_CORPORA = "name the files in `data`, as `path_src` and `path_tgt` of each corpus; that of validation is called `valid`"
+_FEATURES = "write the features behind the words of the source, `word￨feature`, and set `n_src_feats`"
 
 RETIRED = {
     "copy_attn": "copy attention is retired; use `replace_unk` or placeholders",
     "coverage_attn": "coverage attention belonged to the RNN decoder, which is retired",
-    "rnn_size": "RNN models are retired; use `hidden_size` with a Transformer",
     "rnn_type": "RNN models are retired; use a Transformer",
     "global_attention": "RNN attention is retired; use a Transformer",
     "input_feed": "input feeding belonged to the RNN decoder, which is retired",
@@ -127,6 +137,29 @@ RETIRED = {
     "dump_beam": "the beam cannot be written; use `n_best` with `with_score`",
     "fp32": "it is deprecated in OpenNMT-py too; use `precision: fp32`",
     "int8": "it is deprecated in OpenNMT-py too; use `precision: int8`",
+    "audio_enc_pooling": _TEXT_ONLY,
+    "brnn": "RNN models are retired; use a Transformer",
+    "data_ids": _CORPORA,
+    "data_weights": "set the `weight` of each corpus in `data`",
+    "dynamic_dict": "copy attention is retired; use `replace_unk` or placeholders",
+    "filter_valid": "list `filtertoolong` in the `transforms` of the corpus `valid`",
+    "image_channel_size": _TEXT_ONLY,
+    "report_bleu": "score the output with `onmt_llm_eval score -metrics BLEU`",
+    "report_rouge": "score the output with `onmt_llm_eval score -metrics ROUGEL`",
+    "sample_rate": _TEXT_ONLY,
+    "src_dir": _TEXT_ONLY,
+    "src_feats": _FEATURES,
+    "src_feats_vocab": _FEATURES,
+    "train_align": "name the file in `data`, as `path_align` of its corpus",
+    "train_ids": _CORPORA,
+    "train_src": _CORPORA,
+    "train_tgt": _CORPORA,
+    "valid_align": "name the file in `data`, as `path_align` of the corpus `valid`",
+    "valid_src": _CORPORA,
+    "valid_tgt": _CORPORA,
+    "window": _TEXT_ONLY,
+    "window_size": _TEXT_ONLY,
+    "window_stride": _TEXT_ONLY,
 }
 """Options of features that no longer exist: an error, unless the value switches the feature off."""
 
@@ -143,8 +176,54 @@ RETIRED_DEFAULTS: dict[str, Any] = {
     "state_dim": 512,
     "bidir_edges": True,
     "bridge_extra_node": True,
+    "audio_enc_pooling": "1",
+    "image_channel_size": 3,
+    "sample_rate": 16000,
+    "window": "hamming",
+    "window_size": 0.02,
+    "window_stride": 0.01,
 }
 """Defaults of options in `RETIRED`, which OpenNMT-py writes into every saved configuration; not an error either."""
+
+RETIRED_IN_CORPUS = {"src_feats": _FEATURES}
+"""Keys of a corpus of OpenNMT-py 2 that no longer exist, and what to do."""
+
+OF_EARLIER_VERSIONS = {
+    "audio_enc_pooling",
+    "brnn",
+    "data_ids",
+    "data_weights",
+    "dec_rnn_size",
+    "dynamic_dict",
+    "enc_rnn_size",
+    "fast",
+    "filter_valid",
+    "fix_word_vecs_dec",
+    "fix_word_vecs_enc",
+    "image_channel_size",
+    "max_generator_batches",
+    "max_shard_size",
+    "pool_factor",
+    "queue_size",
+    "report_bleu",
+    "report_rouge",
+    "rnn_size",
+    "sample_rate",
+    "src_dir",
+    "src_feats",
+    "src_feats_vocab",
+    "train_align",
+    "train_ids",
+    "train_src",
+    "train_tgt",
+    "valid_align",
+    "valid_src",
+    "valid_tgt",
+    "window",
+    "window_size",
+    "window_stride",
+}
+"""Options of OpenNMT-py 1 and 2 that OpenNMT-py 3 no longer has: for the documentation."""
 
 OPENNMT_LAYERS = {
     "linear_query": "q_proj",

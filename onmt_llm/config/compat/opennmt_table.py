@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from onmt_llm.config.compat.names import RENAMED
+from onmt_llm.config.compat.names import OF_EARLIER_VERSIONS, RENAMED
 from onmt_llm.config.compat.opennmt_defaults import DIFFERENT
 from onmt_llm.config.compat.translate import describe, translate
 from onmt_llm.config.model import ModelConfig
@@ -30,6 +30,15 @@ option with that meaning; it is in **bold** if it differs from OpenNMT-py's.
 
 | option | of | default there | default here | support |
 |---|---|---|---|---|
+"""
+
+EARLIER_HEAD = """
+## Options of OpenNMT-py 1 and 2
+
+OpenNMT-py 3 ignores these without a word.
+
+| option | support |
+|---|---|
 """
 
 CommandDefaults = dict[str, dict[str, Any]]
@@ -78,7 +87,8 @@ def option_table(options: CommandDefaults, tables: Mapping[str, Mapping[str, Opt
         f"| `{name}` | {', '.join(commands)} | {theirs} | {here} | {text.replace('|', chr(92) + '|')} |"
         for (name, text, theirs, here), commands in sorted(rows.items())
     ]
-    return HEAD + "\n".join(lines) + "\n"
+    earlier = [f"| `{name}` | {describe(name)} |" for name in sorted(OF_EARLIER_VERSIONS)]
+    return HEAD + "\n".join(lines) + "\n" + EARLIER_HEAD + "\n".join(earlier) + "\n"
 
 
 def default_here(name: str, own: Mapping[str, Option]) -> tuple[Any, str] | None:

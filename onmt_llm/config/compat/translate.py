@@ -17,6 +17,16 @@ from onmt_llm.config.compat.sharding import SHARDING, STRUCTURED
 from onmt_llm.config.compat.values import TRANSLATORS, Translation
 
 _TRANSLATORS = {**TRANSLATORS, **SHARDING}
+_FORMER_KINDS: dict[str, dict[type, str]] = {
+    "data": {
+        str: "'data' must be a mapping of corpora, `corpus_1: {path_src: FILE, path_tgt: FILE}`, but is the prefix of "
+        "OpenNMT-py 1's preprocessed files: name the original files."
+    },
+    "tgt_prefix": {
+        bool: "'tgt_prefix' must be text, but is true or false: that flag of OpenNMT-py 2 is `tgt_file_prefix`."
+    },
+}
+"""Options whose values were of another kind before OpenNMT-py 3, and the sentence about it."""
 _OPENNMT_GPU_OPTIONS = {"world_size", "gpu_ranks"}
 
 
@@ -36,6 +46,8 @@ def translate(user: dict[str, Any], own: Collection[str] = ()) -> Translation:
             result.put(key, translate_models(user, result, translate), key)
         elif key == "models_root" and "models" in user:
             continue
+        elif key in own and type(value) in _FORMER_KINDS.get(key, {}):
+            result.errors.append((key, _FORMER_KINDS[key][type(value)]))
         elif key in own and key not in _TRANSLATORS:
             result.put(key, _corpora(value) if key == "data" else value, key)
         elif key in RETIRED:

@@ -104,13 +104,26 @@ def _decoder_type(user: dict[str, Any], result: Translation) -> None:
 def _width(key: str, user: dict[str, Any], result: Translation) -> None:
     """Sizes that differ only in RNN models; a Transformer is as wide as its embeddings. -1 and 500 are defaults."""
     size = user[key]
-    if size == -1 or (size == 500 and key != "word_vec_size"):
+    if size == -1 or (size == 500 and key not in ("word_vec_size", "rnn_size")):
         return
     if key == "src_word_vec_size" and user.get("n_src_feats") and user.get("feat_merge", "concat") == "concat":
         return  # with feature embeddings, this is the rest of hidden_size
     if result.values.setdefault("hidden_size", size) != size:
         result.errors.append((key, f"'{key}' must equal hidden_size ({result.values['hidden_size']}), but is {size}."))
     result.sources.setdefault("hidden_size", key)
+
+
+def _rnn_size(key: str, user: dict[str, Any], result: Translation) -> None:
+    """The name of hidden_size before OpenNMT-py 3, for Transformers too."""
+    kinds = {str(user.get(name)) for name in ("encoder_type", "decoder_type")}
+    if user[key] != -1 and not kinds & {"transformer", "transformer_lm"}:
+        sentence = (
+            f"'{key}' is an option of OpenNMT-py that is supported for Transformers only: RNN models, its default, are "
+            "retired; set encoder_type and decoder_type to transformer."
+        )
+        result.errors.append((key, sentence))
+    else:
+        _width(key, user, result)
 
 
 def _layer_norm(user: dict[str, Any], result: Translation) -> None:
@@ -333,6 +346,10 @@ TRANSLATORS = {
     "tgt_word_vec_size": Translator(partial(_width, "tgt_word_vec_size"), "must equal `hidden_size`"),
     "enc_hid_size": Translator(partial(_width, "enc_hid_size"), "must equal `hidden_size`"),
     "dec_hid_size": Translator(partial(_width, "dec_hid_size"), "must equal `hidden_size`"),
+    **{
+        key: Translator(partial(_rnn_size, key), "`hidden_size`, of Transformers only")
+        for key in ("rnn_size", "enc_rnn_size", "dec_rnn_size")
+    },
     "layer_norm": Translator(_layer_norm, "`norm`: `standard` = `layernorm`, `rms` = `rmsnorm`"),
     "pos_ffn_activation_fn": Translator(_activation, "`activation` and `ffn_gated`"),
     "max_relative_positions": Translator(

@@ -14,6 +14,7 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
+from onmt_llm.config.compat.names import RETIRED_IN_CORPUS
 from onmt_llm.config.compat.values import Translation
 from onmt_llm.config.data import DataConfig
 from onmt_llm.config.loading.user_input import UserInput
@@ -231,6 +232,9 @@ def explain(finding: Any, name: str, option: Option, path: tuple[str, ...], name
     """
     value, kind, context = finding["input"], finding["type"], finding.get("ctx", {})
     if kind == "extra_forbidden":
+        if path[0] == "data" and path[-1] in RETIRED_IN_CORPUS:
+            reason = RETIRED_IN_CORPUS[path[-1]]
+            return f"'{name}' is an option of OpenNMT-py that is no longer supported: {reason}."
         guess = nearest(path[-1], [*field_names(option), *names])
         return f"'{name}' is not a known option" + (f": did you mean '{guess}'?" if guess else ".")
     if kind == "literal_error":

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from onmt_llm.config.compat.names import IGNORED, RENAMED, RETIRED, RETIRED_DEFAULTS
+from onmt_llm.config.compat.names import IGNORED, OF_EARLIER_VERSIONS, RENAMED, RETIRED, RETIRED_DEFAULTS
 from onmt_llm.config.compat.sharding import SHARDING
 from onmt_llm.config.compat.translate import describe, effective_names, inert_names, known_names, translate
 from onmt_llm.config.compat.values import TRANSLATORS
@@ -58,3 +58,17 @@ def test_null_is_the_default() -> None:
 def test_every_known_name_is_described() -> None:
     assert all(describe(name) for name in known_names())
     assert describe("lora_rank") is None
+
+
+def test_options_of_earlier_versions_of_opennmt_are_known() -> None:
+    assert set(OF_EARLIER_VERSIONS) <= known_names()
+    old = {"pool_factor": 8192, "queue_size": 10000, "max_generator_batches": 2, "fix_word_vecs_enc": True}
+    translated = translate(old)
+    assert translated.values == {"freeze_word_vecs_enc": True}
+    assert [key for key, _ in translated.notes] == ["pool_factor", "queue_size", "max_generator_batches"]
+
+
+@pytest.mark.parametrize(("key", "value", "part"), [("data", "data/demo", "corpus_1"), ("tgt_prefix", True, "file")])
+def test_values_of_a_former_kind_are_explained(key: str, value: Any, part: str) -> None:
+    ((place, sentence),) = translate({key: value}, {key}).errors
+    assert place == key and part in sentence

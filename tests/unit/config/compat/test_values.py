@@ -159,3 +159,12 @@ def test_adafactor_of_an_opennmt_file_is_said_to_be_another() -> None:
 
     assert any("adafactor" in sentence for sentence in notes({"optim": "adafactor", "world_size": 1, "gpu_ranks": [0]}))
     assert not notes({"optim": "adafactor"})
+
+
+def test_the_width_of_transformers_was_once_called_rnn_size() -> None:
+    transformer = {"encoder_type": "transformer", "decoder_type": "transformer"}
+    assert translate({**transformer, "rnn_size": 500, "word_vec_size": 500}).values["hidden_size"] == 500
+    ((key, _),) = translate({"rnn_size": 500}).errors
+    assert key == "rnn_size"
+    ((key, _),) = translate({**transformer, "rnn_size": 512, "word_vec_size": 256}).errors
+    assert key == "rnn_size"

@@ -75,6 +75,9 @@ def test_an_unknown_name_in_a_mapping_is_explained() -> None:
     finding = {"input": 1, "type": "extra_forbidden", "loc": ("rope", "thet")}
     sentence = explain(finding, "rope.thet", TABLE["rope"], ("rope", "thet"))
     assert sentence == "'rope.thet' is not a known option: did you mean 'theta'?"
+    finding = {"input": {}, "type": "extra_forbidden", "loc": ("data", "c", "src_feats")}
+    sentence = explain(finding, "data.c.src_feats", TABLE["data"], ("data", "c", "src_feats"))
+    assert "no longer supported: write the features" in sentence
     assert "theta" in field_names(TABLE["rope"]) and "path_src" in field_names(TABLE["data"])
     assert field_names(TABLE["seed"]) == []
 
