@@ -38,6 +38,9 @@ from onmt_llm.nn.lora.model import load_lora_state
 from onmt_llm.nn.quantized import quantize
 from onmt_llm.nn.transformer import Transformer
 
+_FOLDERS_ABOVE = 3
+"""Folders above an adapter in which a base that was moved is looked for."""
+
 
 @dataclass(frozen=True)
 class Placement:
@@ -175,23 +178,41 @@ def load_adapter(model: Transformer, adapter: Checkpoint) -> None:
 def open_base(adapter: Checkpoint) -> Checkpoint:
     """The base of an adapter or expansion: at the path recorded in training, or relative to the adapter.
 
+    If both were moved, it is found under its name beside the adapter, up to three folders above, or in the current
+    folder, where only the same model is accepted.
+
     Raises:
         CheckpointError: It is missing, or another model is there.
     """
     spec = _addition(adapter)
-    places = [Path(spec.base), adapter.path / spec.base, adapter.path.parent / Path(spec.base).name]
-    for place in places:
-        try:
-            found = resolve_path(place)
-        except CheckpointError:
-            continue
-        base = Checkpoint.open(found)
-        check_base(base, adapter)
-        return base
+    for place in (Path(spec.base), adapter.path / spec.base):
+        if base := _checkpoint_at(place):
+            check_base(base, adapter)
+            return base
+    name, above = Path(spec.base).name, adapter.path.resolve().parents
+    other: Checkpoint | None = None
+    for folder in (*above[:_FOLDERS_ABOVE], Path()) if name else ():
+        base = _checkpoint_at(folder / name)
+        if base and (base.fingerprint == spec.base_fingerprint or (not spec.base_fingerprint and folder == above[0])):
+            check_base(base, adapter)
+            logger.info("The base of %s is not at %s any more; it is at %s.", adapter.path, spec.base, base.path)
+            return base
+        other = other or base
+    if other:
+        check_base(other, adapter)
     raise CheckpointError(
         f"The base of the {adapter.config.noun} {adapter.path} must be at {spec.base}, but no checkpoint is there.",
-        hint="merge the two: onmt_llm_lora -action merge -base_model BASE -lora_weights ADAPTER -output OUT",
+        hint=f"put it, or a symlink to it, into {above[0]} by the name {name}; or merge the two: "
+        "onmt_llm_lora -action merge -base_model BASE -lora_weights ADAPTER -output OUT",
     )
+
+
+def _checkpoint_at(place: Path) -> Checkpoint | None:
+    try:
+        found = resolve_path(place)
+    except CheckpointError:
+        return None
+    return Checkpoint.open(found)
 
 
 def check_base(base: Checkpoint, addition: Checkpoint) -> None:

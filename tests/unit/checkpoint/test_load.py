@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,6 +52,21 @@ def test_an_adapter_finds_its_base_and_refuses_another(tmp_path: Path, make_mode
     make_model("base", seed=5)
     with pytest.raises(CheckpointError, match="was trained on"):
         load_model(adapter.path)
+
+
+def test_an_adapter_finds_the_base_that_was_moved_with_it(tmp_path: Path, make_model: Make, make_adapter: Make) -> None:
+    base = make_model()
+    adapter = make_adapter(base)
+    expected = logits(adapter.path)
+    moved = tmp_path / "moved" / "run" / "adapter"
+    moved.parent.mkdir(parents=True)
+    adapter.path.rename(moved)
+    base.path.rename(tmp_path / "moved" / "base")
+    assert torch.equal(logits(moved), expected)
+    (tmp_path / "moved" / "base").rename(tmp_path / "elsewhere")
+    shutil.copytree(make_model("another", seed=5).path, tmp_path / "moved" / "base")
+    with pytest.raises(CheckpointError, match="was trained on"):
+        load_model(moved)
 
 
 def test_tensors_that_do_not_fit_the_config_are_all_listed(tmp_path: Path, make_model: Make) -> None:
