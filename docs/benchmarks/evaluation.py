@@ -30,6 +30,7 @@ ANSWERS = (
     "output_type: generate_until\ndoc_to_text: '{{text}}'\ndoc_to_target: ''\nmetric_list: [{metric: exact_match}]\n"
     'generation_kwargs: {until: ["\\n\\n"], max_gen_toks: 24, do_sample: false}\n'
 )
+EAGER = {"dtype": "float32", "attn_implementation": "eager"}
 
 
 def local_tasks(folder: Path, text: Path, *, texts: int, words: int, answers: int) -> None:
@@ -69,6 +70,7 @@ def main() -> None:
     parser.add_argument("-words", type=int, default=400, help="words of each text")
     parser.add_argument("-answers", type=int, default=20)
     parser.add_argument("-repeat", type=int, default=1)
+    parser.add_argument("-rounding", action="store_true", help="compare `hf` with itself too, in float64 and eager")
     given = parser.parse_args()
     ours = HarnessModel(open_engine(given.model, dtype="fp32", device="cpu"), batch_size=4)
     theirs = HFLM(pretrained=given.hf, dtype="float32", batch_size=4, device="cpu")
@@ -92,6 +94,10 @@ def main() -> None:
                 [min(run[side][clock] for run in runs) for clock in (1, 2)] for side in (0, 1)
             )
             print(f"{title}: {len(instances)} requests; {difference(found, wanted)}", flush=True)
+            if given.rounding and names == ["local_rolling"]:
+                for name, options in (("float64", {"dtype": "float64"}), ("eager attention", EAGER)):
+                    other, *_ = timed(HFLM(pretrained=given.hf, device="cpu", **options), kind, instances)
+                    print(f"  hf in {name}: from hf {difference(wanted, other)}, from ours {difference(found, other)}")
             print(f"  {ours_cpu:.1f} s of the processor ({ours_s:.1f} s); hf {hf_cpu:.1f} s ({hf_s:.1f} s)", flush=True)
 
 
