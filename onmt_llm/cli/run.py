@@ -5,6 +5,7 @@ Some commands have actions, named by their first word: `onmt_llm_data report`.
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import re
@@ -37,6 +38,9 @@ _NO_MEMORY = re.compile(
     "^ImportError: .*(failed to map segment|annot allocate memory)"
 )
 """The messages of Python, torch on CPU, torch on GPU and the loader of libraries for exhausted memory."""
+_REFUSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.EIO, errno.ESTALE})
+"""Errors of the file system that are no mistake of ours: a folder of another user, a name that is too long, a disk that
+fails."""
 _NO_FILES = re.compile("Too many open files")
 _SMALLER = (
     "lower batch_size, beam_size, the lengths or the sizes of the model; training has use_ckpting and "
@@ -69,10 +73,13 @@ def run(work: Callable[[Sequence[str]], int], argv: Sequence[str] | None) -> int
         if error.errno in TOO_MANY_FILES:
             return _too_many_files()
         # the disk of standard output, or of temporary files, may be full
-        if error.errno not in DISK_FULL:
+        if error.errno in DISK_FULL:
+            print(f"error: {error.strerror}.", file=sys.stderr)
+            _discard_output()
+            return CheckpointError.exit_code
+        if error.errno not in _REFUSED or error.filename is None:
             raise
-        print(f"error: {error.strerror}.", file=sys.stderr)
-        _discard_output()
+        print(f"error: {os.fsdecode(error.filename)} cannot be used: {error.strerror}.", file=sys.stderr)
         return CheckpointError.exit_code
     except (MemoryError, RuntimeError, ImportError) as error:
         text = f"{type(error).__name__}: {error}"

@@ -151,7 +151,10 @@ def parse(
     for name in [key for key, words in namespace.items() if words == [] and key in table]:
         del namespace[name]
         result.problems.append(
-            Problem(f"'-{name}' must have a value, but has none.", hint=f"an empty list is -{name} []")
+            Problem(
+                f"'-{name}' must have a value, but has none.",
+                hint=f"-{name}=VALUE, also if it begins with a dash; -{name} [] is the empty list",
+            )
         )
     result.values = {
         key: True if words == [] else [word.removeprefix(_GUARD) for word in words] for key, words in namespace.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -48,6 +49,14 @@ def test_too_many_open_files_are_one_sentence(error: Exception, capsys: pytest.C
 
     assert run(work, []) == 1
     assert "ulimit -n" in capsys.readouterr().err
+
+
+def test_what_the_file_system_refuses_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    def work(_: Any) -> int:
+        return int(Path("/" + "x" * 300, "config.yaml").is_file())
+
+    assert run(work, []) == 4
+    assert "File name too long.\n" in capsys.readouterr().err
 
 
 def test_a_mistake_of_ours_is_not_hidden() -> None:
