@@ -74,7 +74,8 @@ def new_codec(config: TrainConfig) -> RunCodec:
     src_spec, tgt_spec = run_tokenizer_specs(config.corpora, lm=lm)
     src_tokenizer, tokenizer = _open(src_spec), _open(tgt_spec)
     specials = _new_specials(config.vocabulary, lm=lm)
-    added = added_tokens(config.corpora.data, config.corpora)
+    opened = [each for each in (src_tokenizer, tokenizer) if each is not None] or [WhitespaceTokenizer()]
+    added = added_tokens(config.corpora.data, config.corpora, tokenizers=opened)
     wanted = [*config.vocabulary.default_specials, *_roles(specials), *added]
     tokens, src_tokens = _vocabularies(config.vocabulary, tokenizer, src_tokenizer, wanted, lm=lm)
     tokens = _padded(tokens, config.architecture.vocab_size)
@@ -190,7 +191,9 @@ def updated_codec(config: TrainConfig, old: RunCodec, path: Path) -> RunCodec:
         src_tokenizer = codec.src_tokenizer
     control = {*_roles(codec.config.specials), *codec.config.stop_tokens, *codec.control_tokens(codec.template)}
     wanted = [token for token in codec.vocab if token in control]
-    wanted += added_tokens(config.corpora.data, config.corpora)
+    wanted += added_tokens(
+        config.corpora.data, config.corpora, tokenizers=[each for each in (src_tokenizer, tokenizer) if each]
+    )
     tokens, src_tokens = _vocabularies(config.vocabulary, tokenizer, src_tokenizer, wanted, lm=lm)
     _check_shared(codec.config.model, src_tokens)
     same_tokens = tokens == list(codec.vocab)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.config.section import Section
 from onmt_llm.data.example import Example
-from onmt_llm.data.transforms.transform import TRANSFORMS, ConfigT, Transform, TransformContext
+from onmt_llm.data.transforms.transform import TRANSFORMS, ConfigT, Transform, TransformContext, kept_whole
 from onmt_llm.text.placeholders import from_line
 from onmt_llm.text.segment import Segment
+from onmt_llm.text.tokenizers.base import Tokenizer
 
 
 class PrefixConfig(Section):
@@ -65,6 +68,10 @@ class Prefix(_Affix[PrefixConfig]):
     def build(cls, config: PrefixConfig, corpus: CorpusConfig, context: TransformContext) -> Prefix:
         return cls(src=config.src_prefix, tgt=config.tgt_prefix)
 
+    @classmethod
+    def fixed_tokens(cls, config: PrefixConfig, tokenizers: Sequence[Tokenizer], *, on_tokens: bool) -> list[str]:
+        return _tokens(f"{config.src_prefix} {config.tgt_prefix}", tokenizers, on_tokens=on_tokens)
+
     def add(self, segments: list[Segment], affix: str) -> list[Segment]:
         first = segments[0]
         if first.text is None:
@@ -90,6 +97,10 @@ class Suffix(_Affix[SuffixConfig]):
     def build(cls, config: SuffixConfig, corpus: CorpusConfig, context: TransformContext) -> Suffix:
         return cls(src=config.src_suffix, tgt=config.tgt_suffix)
 
+    @classmethod
+    def fixed_tokens(cls, config: SuffixConfig, tokenizers: Sequence[Tokenizer], *, on_tokens: bool) -> list[str]:
+        return _tokens(f"{config.src_suffix} {config.tgt_suffix}", tokenizers, on_tokens=on_tokens)
+
     def add(self, segments: list[Segment], affix: str) -> list[Segment]:
         last = segments[-1]
         if last.text is None:
@@ -102,6 +113,11 @@ class Suffix(_Affix[SuffixConfig]):
             return "" if output == text.lstrip(" ") else output.removesuffix(text)
         tokens = self.tgt.split()
         return output[: -len(tokens)] if tokens and output[-len(tokens) :] == tokens else output
+
+
+def _tokens(affixes: str, tokenizers: Sequence[Tokenizer], *, on_tokens: bool) -> list[str]:
+    words = affixes.split()
+    return words if on_tokens else kept_whole(words, tokenizers)
 
 
 def _with_space_after(affix: str) -> str:

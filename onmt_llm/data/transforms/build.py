@@ -13,6 +13,7 @@ from onmt_llm.data.spec import PipelineSpec
 from onmt_llm.data.transforms.tokenize import Tokenize, default_tokenize
 from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext
 from onmt_llm.errors import ConfigError
+from onmt_llm.text.tokenizers.base import Tokenizer
 
 
 def sections() -> dict[str, type[Section]]:
@@ -92,8 +93,11 @@ def faults(names: Sequence[str]) -> Iterator[ConfigError]:
     position = _tokenizer_position(classes)
     sentence = "Transform '{}' must come {} the tokeniser in `transforms`, but comes {} it."
     for transform in classes[position + 1 :]:
-        if transform.needs_text:
+        if transform.needs_text and tokenizers:
             yield ConfigError(sentence.format(transform.name, "before", "after"))
+        elif transform.needs_text:
+            first = f"'{classes[position].name}', before which texts are tokenised"
+            yield ConfigError(f"Transform '{transform.name}' must come before {first}, but comes after it.")
     for transform in classes[:position]:
         if transform.needs_tokens:
             yield ConfigError(sentence.format(transform.name, "after", "before"))
@@ -136,15 +140,32 @@ def _config(transform: type[Transform], options: Mapping[str, Section], corpus: 
         ) from error
 
 
-def added_tokens(corpora: Mapping[str, CorpusConfig], data: DataConfig, *, in_text: bool = False) -> list[str]:
-    """Tokens that the transforms of these corpora add to examples, each once; `in_text`: only those added to text."""
+def added_tokens(
+    corpora: Mapping[str, CorpusConfig],
+    data: DataConfig,
+    *,
+    in_text: bool = False,
+    tokenizers: Sequence[Tokenizer] = (),
+) -> list[str]:
+    """Tokens that the transforms of these corpora add to examples, each once.
+
+    Args:
+        corpora: By name.
+        data: Options of all corpora.
+        in_text: Only those that are added to text and that the tokeniser must keep whole.
+        tokenizers: Those of both sides; they decide which words of prefixes and suffixes are tokens.
+    """
     found: dict[str, None] = {}
     for corpus in corpora.values():
+        on_tokens = False
         for name in data.transforms_of(corpus):
             transform = TRANSFORMS.get(name)
             config = _config(transform, data.transform_options, corpus)
             if transform.inserts_text or not in_text:
                 found.update(dict.fromkeys(transform.added_tokens(config, corpus)))
+            if not in_text:
+                found.update(dict.fromkeys(transform.fixed_tokens(config, tokenizers, on_tokens=on_tokens)))
+            on_tokens |= transform.tokenizes
     return list(found)
 
 
@@ -154,9 +175,11 @@ def check_added_tokens(spec: PipelineSpec) -> None:
     Raises:
         ConfigError: A token is missing.
     """
+    codec = spec.codec
     in_text = added_tokens(spec.corpora, spec.data, in_text=True)
-    needed = [token for token in added_tokens(spec.corpora, spec.data) if token not in in_text]
-    vocabs = [spec.codec.vocab, spec.codec.src_vocab]
+    added = added_tokens(spec.corpora, spec.data, tokenizers=(codec.src_tokenizer, codec.tokenizer))
+    needed = [token for token in added if token not in in_text]
+    vocabs = [codec.vocab, codec.src_vocab]
     missing = [token for token in needed if all(token not in vocab for vocab in vocabs)]
     if missing:
         raise ConfigError(

@@ -13,7 +13,8 @@ from onmt_llm.config.data import CorpusConfig
 from onmt_llm.config.numbers import Length, LengthOrZero
 from onmt_llm.config.section import Section
 from onmt_llm.data.example import Example, num_tokens, words
-from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext
+from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext, kept_whole
+from onmt_llm.text.placeholders import NEWLINE as NEWLINE_TOKEN
 from onmt_llm.text.segment import Segment, tokenize_segments
 from onmt_llm.text.tokenizers.base import Tokenizer
 
@@ -69,6 +70,10 @@ class Docify(Transform[DocifyConfig]):
         sides = (context.src_tokenizer or context.tokenizer, context.tokenizer)
         newline = tuple(newline_tokens(tokenizer) if tokenizer else [NEWLINE] for tokenizer in sides)
         return cls(doc_length=config.doc_length, max_context=config.max_context, newline=(newline[0], newline[1]))
+
+    @classmethod
+    def fixed_tokens(cls, config: DocifyConfig, tokenizers: Sequence[Tokenizer], *, on_tokens: bool) -> list[str]:
+        return kept_whole([NEWLINE_TOKEN], tokenizers) if config.max_context else []
 
     def __call__(self, example: Example) -> Example | None:
         return example

@@ -13,6 +13,7 @@ from onmt_llm.config.section import Section
 from onmt_llm.data.example import Example
 from onmt_llm.registry import Registry
 from onmt_llm.text.codec import Codec
+from onmt_llm.text.placeholders import from_line
 from onmt_llm.text.templates.message import Template
 from onmt_llm.text.tokenizers.base import Tokenizer
 
@@ -107,6 +108,17 @@ class Transform(Generic[ConfigT]):
         """Tokens that it adds to examples; they must be in the vocabulary."""
         return []
 
+    @classmethod
+    def fixed_tokens(cls, config: ConfigT, tokenizers: Sequence[Tokenizer], *, on_tokens: bool) -> list[str]:
+        """Words of the user that it puts into every example and that are tokens there; the vocabulary must have them.
+
+        Args:
+            config: Its options.
+            tokenizers: Those of both sides.
+            on_tokens: It comes after the tokeniser.
+        """
+        return []
+
     def __call__(self, example: Example) -> Example | None:
         """The changed example, or None if it is dropped (counted in `dropped`)."""
         raise NotImplementedError
@@ -137,3 +149,11 @@ class _TransformRegistry(Registry[type[Transform[Any]]]):
 
 
 TRANSFORMS = _TransformRegistry("transform")
+
+
+def kept_whole(words: Sequence[str], tokenizers: Sequence[Tokenizer]) -> list[str]:
+    """The words that are one token of a tokeniser without its own vocabulary, such as one that splits at spaces."""
+    if not words:
+        return []
+    without_pieces = [tokenizer for tokenizer in tokenizers if tokenizer.vocab_tokens() is None]
+    return [word for word in words if any(word in each.encode(from_line(word)) for each in without_pieces)]

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from onmt_llm.config.data import CorpusConfig, DataConfig
 from onmt_llm.data.example import Example
 from onmt_llm.data.transforms.affix import Prefix, PrefixConfig, Suffix, SuffixConfig
-from onmt_llm.data.transforms.build import build_transforms, sections, undo_all
+from onmt_llm.data.transforms.build import added_tokens, build_transforms, sections, undo_all
 from onmt_llm.data.transforms.filters import FilterTooLongConfig
 from onmt_llm.data.transforms.mask import InsertMask, MaskConfig
 from onmt_llm.data.transforms.subword import SubwordConfig, tokenizer_specs
@@ -21,6 +21,7 @@ from onmt_llm.errors import ConfigError, DataError, UnsupportedError
 from onmt_llm.text.placeholders import from_line
 from onmt_llm.text.segment import Segment
 from onmt_llm.text.tokenizers.sentencepiece import SentencePieceTokenizer
+from onmt_llm.text.tokenizers.whitespace import WhitespaceTokenizer
 from tiny_codecs import make_context
 
 NO_CORPUS = CorpusConfig()
@@ -298,3 +299,24 @@ class TestMask:
         transform = InsertMask.build(MaskConfig(), NO_CORPUS, make_context(zero_out_prompt_loss=True))
         marked = Example([Segment("p", train_on=False), Segment("a")])
         assert transform(marked) is marked and not transform.dropped
+
+
+class TestWordsOfAffixes:
+    class Pieces(WhitespaceTokenizer):
+        """A tokeniser with a vocabulary of its own."""
+
+        def vocab_tokens(self) -> list[str]:
+            return ["a"]
+
+    @pytest.mark.parametrize(
+        ("names", "tokenizer", "found"),
+        [
+            (["prefix"], WhitespaceTokenizer(), ["｟de｠", "to"]),
+            (["prefix", "sentencepiece"], Pieces(), []),
+            (["sentencepiece", "prefix"], Pieces(), ["｟de｠", "to"]),
+        ],
+    )
+    def test_those_that_are_tokens_belong_into_the_vocabulary(self, names, tokenizer, found):
+        options = {"prefix": PrefixConfig(src_prefix="｟de｠ to")}
+        data = DataConfig(data={"c": NO_CORPUS}, transforms=names, transform_options=options)
+        assert added_tokens(data.data, data, tokenizers=[tokenizer]) == found
