@@ -37,7 +37,7 @@ def run(loaded: Loaded[Any]) -> int:
     """Measure what is not measured yet."""
     config: RunEvalConfig = loaded.job
     output = required(loaded, "offline", "output", USAGE)
-    from onmt_llm.training.offline import measure_run
+    from onmt_llm.training.checkpoint_validation import measure_run
 
     rows = measure_run(config, Path(output), watch=config.offline.watch)
     print(f"{rows} measurements added to {output}")

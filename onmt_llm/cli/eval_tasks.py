@@ -44,7 +44,7 @@ def run_tasks(loaded: Loaded[Any]) -> int:
     """Evaluate the model, or the checkpoints of the run."""
     require("lm_eval", "onmt_llm_eval tasks", "onmt_llm[tasks]")
     from onmt_llm.eval import harness
-    from onmt_llm.training.offline import locked
+    from onmt_llm.training.checkpoint_validation import locked
 
     config: EvalConfig = loaded.job
     if config.measure.model:

@@ -117,11 +117,11 @@ class DeviceConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of the model; `auto` = CUDA if available."""
     shard: Literal["off", "auto", "full"] = "off"
-    """With several processes: `full` = divide weights, gradients and optimiser among them (FSDP2); `off` = each process
+    """With several processes: `full` = shard weights, gradients and optimiser among them (FSDP2); `off` = each process
     holds all of them; `auto` = `full` if all of them are estimated not to fit into the memory of a process, else `off`.
     """
     shard_size: CountOrZero = 0
-    """With `shard: full`: number of processes that divide one copy of the weights; each such group has a copy of its
+    """With `shard: full`: number of processes that share one copy of the weights; each such group has a copy of its
     own (HSDP). 0 = all. With `tensor_parallel`: counted in groups of processes."""
     tensor_parallel: Count = 1
     """Number of processes that compute each block together, each with a part of the heads and of the feed-forward layer
@@ -175,7 +175,7 @@ class SafetyConfig(Section):
     save_async: bool = True
     """Copy the state to main memory and write it in the background; without memory for the copy, training waits."""
     checkpoint_shards: Literal["auto", "off", "on"] = "auto"
-    """With divided weights (`shard`): `on` = each process writes the part of a checkpoint that it holds; `off` = the
+    """With sharded weights (`shard`): `on` = each process writes the part of a checkpoint that it holds; `off` = the
     main process collects all of it in its memory and writes it; `auto` = `on` if the weights take more than
     `checkpoint_shards_above`. Adapters are always collected."""
     checkpoint_shards_above: str = "10GB"

@@ -64,7 +64,7 @@ def init_weights(
         param_init: Half-width of the uniform distribution; 0 = not used.
         glorot: Xavier (Glorot & Bengio 2010) for all matrices.
         has_encoder: Whether this is (a part of) an encoder-decoder; None = by the model's `encoder`.
-        give: How a parameter is given its values; another way for weights that are divided among processes.
+        give: How a parameter is given its values; another way for weights that are sharded among processes.
     """
     if has_encoder is None:
         has_encoder = getattr(model, "encoder", None) is not None

@@ -64,7 +64,7 @@ class Int8Linear(nn.Module):
 
     def _set(self, weight: Tensor, scale: Tensor, bias: Tensor | None) -> None:
         self.out_features, self.in_features = weight.shape
-        # Frozen parameters and not buffers, so that several processes can divide them like all weights.
+        # Frozen parameters and not buffers, so that several processes can shard them like all weights.
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.scale = nn.Parameter(scale, requires_grad=False)
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)

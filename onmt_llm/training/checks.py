@@ -60,7 +60,7 @@ UNSHARDED_OPTIMIZERS = frozenset(
 
 
 def check_sharding(config: TrainConfig, world_size: int, quant_type: str) -> None:
-    """Check that no option needs whole weights if they are divided among the processes.
+    """Check that no option needs whole weights if they are sharded among the processes.
 
     Args:
         config: All options.
@@ -73,7 +73,7 @@ def check_sharding(config: TrainConfig, world_size: int, quant_type: str) -> Non
     devices, optim = config.devices, config.optimizer.optim
     if devices.shard == "off" and config.safety.checkpoint_shards == "on":
         raise ConfigError(
-            "checkpoint_shards: on must go with divided weights, but shard is off.",
+            "checkpoint_shards: on must go with sharded weights, but shard is off.",
             hint="set shard: full, or leave checkpoint_shards out",
         )
     if devices.shard != "full" or world_size == 1:

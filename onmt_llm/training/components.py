@@ -15,7 +15,7 @@ from onmt_llm.training.metrics.profiler import Profiler
 from onmt_llm.training.optim.ema import EMA
 from onmt_llm.training.optim.precision import Precision
 from onmt_llm.training.optim.schedule import Schedule
-from onmt_llm.training.parallel import Trainee
+from onmt_llm.training.parallel import TrainingModule
 from onmt_llm.training.process.dist import ALONE, World
 from onmt_llm.training.process.pulse import Pulse
 from onmt_llm.training.validation.early_stopping import EarlyStopping
@@ -26,7 +26,7 @@ class TrainingComponents:
     """What the loop works with; built by `run/build.py`.
 
     Attributes:
-        trainee: The model as the loop calls it. Its trainable parameters are those with `requires_grad`.
+        module: The model as the loop calls it. Its trainable parameters are those with `requires_grad`.
         optimizer: The optimiser of these parameters.
         schedule: Learning rate of each step.
         precision: Number formats.
@@ -45,7 +45,7 @@ class TrainingComponents:
         corpora: Number of the corpora whose likelihoods are reported separately; 0 = none.
     """
 
-    trainee: Trainee
+    module: TrainingModule
     optimizer: Optimizer
     schedule: Schedule
     precision: Precision
@@ -66,7 +66,7 @@ class TrainingComponents:
     @property
     def model(self) -> Transformer:
         """The model alone."""
-        return self.trainee.model
+        return self.module.model
 
     @property
     def optimizer_name(self) -> str:

@@ -64,7 +64,7 @@ def train_loop(
         OnmtLlmError: Loss or gradients are no longer finite.
     """
     run, world, parameters = components.run, components.world, trainable(components.model)
-    stream, first_step = Stopwatch(in_step(batches, world, sharded=components.trainee.is_sharded)), progress.step
+    stream, first_step = Stopwatch(in_step(batches, world, sharded=components.module.is_sharded)), progress.step
     components.precision.set_initial_scale(progress)
     components.model.train()
     with signals or SignalHandler() as handler, components.profiler, components.pulse:
@@ -134,7 +134,7 @@ def _accumulate(
         components.pulse.beat(step)
         batch = batch.to(device)
         with components.precision.compute(device):
-            loss = components.trainee(batch, objective=components.objective, scale=scale, corpora=components.corpora)
+            loss = components.module(batch, objective=components.objective, scale=scale, corpora=components.corpora)
         if components.performance.optimizer_in_backward:
             deferred = loss.scaled
         else:

@@ -1,13 +1,13 @@
-"""Training with weights, gradients and optimiser divided among the ranks (FSDP2, tensor parallel).
+"""Training with weights, gradients and optimiser sharded among the ranks (FSDP2, tensor parallel).
 
-`Trainee` is what the loop calls: its forward pass is the loss. `shard` divides it: each block gathers its weights when
-it runs, and the gradients of each block are summed and divided again in the backward pass. All ranks must then run the
+`TrainingModule` is what the loop calls: its forward pass is the loss. After `shard` each block gathers its weights when
+it runs, and the gradients of each block are summed and sharded again in the backward pass. All ranks must then run the
 same number of forward and backward passes, which `in_step` sees to.
 
 With `tensor_parallel` neighbouring ranks compute each block together: each has a part of the heads and of the inner
 values of the feed-forward layer (Shoeybi et al. 2019), and weights are gathered among the ranks with the same part.
 `Attention` and `FeedForward` do not know of it: while they run, they hold this rank's parts as ordinary weights, and
-what they compute is this rank's summand of the output. So all that is inside them is divided too: adapters, int8
+what they compute is this rank's summand of the output. So all that is inside them is sharded too: adapters, int8
 layers, norms of heads.
 """
 
@@ -35,17 +35,17 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 _COLUMN_WISE = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
-"""Layers whose outputs are divided."""
+"""Layers whose outputs are sharded."""
 _ROW_WISE = ("o_proj", "down_proj")
-"""Layers whose inputs are divided."""
+"""Layers whose inputs are sharded."""
 
 
-class Trainee(nn.Module):
+class TrainingModule(nn.Module):
     """A model whose forward pass is the loss of a batch.
 
     Args:
         model: The model.
-        reference: The reference model of a preference loss, if it is to be divided too; `forward` does not call it.
+        reference: The reference model of a preference loss, if it is to be sharded too; `forward` does not call it.
 
     Attributes:
         is_sharded: Whether each rank holds a part of the weights.
@@ -61,15 +61,15 @@ class Trainee(nn.Module):
         self.model, self.reference = model, reference
 
     def forward(self, batch: Batch, *, scale: float = 1.0, **options: Any) -> TokenLoss:
-        """See `batch_loss`. After the backward pass the gradients are sums, whether divided or not."""
+        """See `batch_loss`. After the backward pass the gradients are sums, whether sharded or not."""
         return batch_loss(self.model, batch, scale=scale * self.gradient_ranks, **options)
 
 
-def shard(trainee: Trainee, world: World, *, shard_size: int = 0, autocast: torch.dtype | None = None) -> None:
-    """Divide the weights of `trainee` among the ranks, in place: each block apart, and then the rest.
+def shard(module: TrainingModule, world: World, *, shard_size: int = 0, autocast: torch.dtype | None = None) -> None:
+    """Shard the weights of `module` over the ranks, in place: each block by itself, and then the rest.
 
     Args:
-        trainee: With equal weights on all ranks, on their devices; or on the meta device.
+        module: With equal weights on all ranks, on their devices; or on the meta device.
         world: This process among the others.
         shard_size: Ranks (of those with the same part of the heads) that share one copy of the weights; every such
             group has a copy of its own (HSDP). 0 = all.
@@ -85,27 +85,27 @@ def shard(trainee: Trainee, world: World, *, shard_size: int = 0, autocast: torc
     )
     mesh = whole_mesh["shard"] if size == world.data_size else whole_mesh["replicate", "shard"]
     if world.tensor_parallel > 1:
-        _divide_blocks(trainee, whole_mesh["tensor"])
+        _parallelize_blocks(module, whole_mesh["tensor"])
     # bf16 sums over many ranks would round away what each adds.
     whole = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
     gathered = MixedPrecisionPolicy(param_dtype=autocast, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    for block in _blocks(trainee):
+    for block in _blocks(module):
         fully_shard(block, mesh=mesh, mp_policy=gathered)
-    fully_shard(trainee, mesh=mesh, mp_policy=whole)
-    trainee.is_sharded, trainee.gradient_ranks = True, world.data_size
+    fully_shard(module, mesh=mesh, mp_policy=whole)
+    module.is_sharded, module.gradient_ranks = True, world.data_size
 
 
-def _divide_blocks(trainee: Trainee, mesh: DeviceMesh) -> None:
+def _parallelize_blocks(module: TrainingModule, mesh: DeviceMesh) -> None:
     """Give each rank a part of the heads and of the inner values of all blocks (tensor parallel)."""
-    # It says of every gathered tensor that the weights are divided twice.
+    # It says of every gathered tensor that the weights are sharded twice.
     logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
-    for block in _blocks(trainee):
-        for module in block.modules():
-            if isinstance(module, Attention | FeedForward):
-                _divide(module, mesh)
+    for block in _blocks(module):
+        for layer in block.modules():
+            if isinstance(layer, Attention | FeedForward):
+                _parallelize(layer, mesh)
 
 
-def _divide(module: nn.Module, mesh: DeviceMesh) -> None:
+def _parallelize(module: nn.Module, mesh: DeviceMesh) -> None:
     """Make a module whose inputs and output are whole on all ranks compute its output together with the others."""
     from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
@@ -116,8 +116,8 @@ def _divide(module: nn.Module, mesh: DeviceMesh) -> None:
         for name, parameter in () if owner in spanning else owner.named_parameters(recurse=False):
             dimension = divided_dimension(owner, f"{path}.{name}")
             placement = Replicate() if dimension is None else Shard(dimension)
-            divided = distribute_tensor(parameter, mesh, [placement], src_data_rank=None)
-            owner.register_parameter(name, nn.Parameter(divided, requires_grad=parameter.requires_grad))
+            sharded = distribute_tensor(parameter, mesh, [placement], src_data_rank=None)
+            owner.register_parameter(name, nn.Parameter(sharded, requires_grad=parameter.requires_grad))
     forward = module.forward
 
     def entering(value: Any) -> Any:
@@ -139,19 +139,19 @@ def _compute_whole(norm: nn.Module, mesh: DeviceMesh) -> None:
     from torch.distributed.tensor import Replicate, Shard
     from torch.distributed.tensor.parallel import PrepareModuleInputOutput, parallelize_module
 
-    gathered, divided = Replicate(), Shard(-1)
+    gathered, sharded = Replicate(), Shard(-1)
     style = PrepareModuleInputOutput(
-        input_layouts=divided,
+        input_layouts=sharded,
         desired_input_layouts=gathered,
         use_local_input=True,
         output_layouts=gathered,
-        desired_output_layouts=divided,
+        desired_output_layouts=sharded,
     )
     parallelize_module(norm, mesh, style)
 
 
 def divided_dimension(owner: nn.Module, path: str) -> int | None:
-    """The dimension in which `tensor_parallel` divides a parameter; None = each rank has the whole.
+    """The dimension in which `tensor_parallel` shards a parameter; None = each rank has the whole.
 
     Args:
         owner: The module that has the parameter, in an `Attention` or a `FeedForward`.
@@ -167,19 +167,19 @@ def divided_dimension(owner: nn.Module, path: str) -> int | None:
 
 @contextmanager
 def _own_parts(module: nn.Module) -> Iterator[None]:
-    """A context in which the divided parameters of a module are ordinary tensors: what this rank has of them."""
-    divided = [
+    """A context in which the sharded parameters of a module are ordinary tensors: what this rank has of them."""
+    sharded = [
         (owner._parameters, name, parameter)
         for owner in module.modules()
         for name, parameter in owner._parameters.items()
         if parameter is not None and is_sharded(parameter)
     ]
-    for parameters, name, parameter in divided:
+    for parameters, name, parameter in sharded:
         parameters[name] = _own_part(name, parameter)
     try:
         yield
     finally:  # recomputation ends with an exception
-        for parameters, name, parameter in divided:
+        for parameters, name, parameter in sharded:
             parameters[name] = parameter
 
 
@@ -194,31 +194,31 @@ def _own_part(name: str, parameter: Any) -> Any:
     return whole / parameter.device_mesh.size() if name == "bias" else whole
 
 
-def _blocks(trainee: Trainee) -> Iterator[nn.Module]:
+def _blocks(module: TrainingModule) -> Iterator[nn.Module]:
     """The blocks of all stacks."""
-    for model in (trainee.model, trainee.reference):
+    for model in (module.model, module.reference):
         for stack in () if model is None else (model.encoder, model.decoder):
             yield from () if stack is None else stack.layers
 
 
-def release(trainee: Trainee) -> None:
+def release(module: TrainingModule) -> None:
     """After forward passes without a backward pass: give up the weights that were gathered for it."""
-    if trainee.is_sharded:
-        cast(Any, trainee).reshard()
+    if module.is_sharded:
+        cast(Any, module).reshard()
 
 
 @contextmanager
-def whole_weights(trainee: Trainee) -> Iterator[None]:
+def whole_weights(module: TrainingModule) -> Iterator[None]:
     """A context in which each rank holds all weights, and runs the model as often as it likes; nothing is trained.
 
     The beginning communicates, what follows does not.
     """
-    if not trainee.is_sharded:
+    if not module.is_sharded:
         yield
         return
     from torch.distributed.fsdp import FSDPModule
 
-    blocks, unit = [part for part in trainee.model.modules() if isinstance(part, FSDPModule)], cast(Any, trainee)
+    blocks, unit = [part for part in module.model.modules() if isinstance(part, FSDPModule)], cast(Any, module)
     unit.set_reshard_after_forward(False)
     for part in (unit, *blocks):
         part.unshard()
@@ -227,7 +227,7 @@ def whole_weights(trainee: Trainee) -> Iterator[None]:
     finally:
         for part in (unit, *blocks):
             part.reshard()
-        for block in _blocks(trainee):
+        for block in _blocks(module):
             cast(Any, block).set_reshard_after_forward(True, recurse=False)
 
 

@@ -114,14 +114,14 @@ class SavedState:
 def collect_state(
     model: nn.Module, optimizer: Optimizer, run: SavedState, *, collect: Collect = gathered
 ) -> TrainingState:
-    """The training state as it is now; its tensors are the optimiser's own, not copies, unless divided ones are
+    """The training state as it is now; its tensors are the optimiser's own, not copies, unless sharded ones are
     gathered.
 
     Args:
         model: Gives the optimiser's parameters their names.
         optimizer: The optimiser.
         run: Everything but the optimiser's state.
-        collect: `gathered`, or `own_parts` to collect only what this rank writes of divided tensors.
+        collect: `gathered`, or `own_parts` to collect only what this rank writes of sharded tensors.
     """
     # Sorted, since a resumed run has another order: equal states must make equal files.
     found = sorted(_slots(model, optimizer), key=lambda slot: slot[0])

@@ -29,7 +29,7 @@ from onmt_llm.training.run.attempt import Rollback, RunEnvironment, run_attempt
 from onmt_llm.training.run_folder import check_checkpoint_paths, run_lock
 from onmt_llm.training.setup.inputs import sample
 from onmt_llm.training.setup.performance import check_device
-from onmt_llm.training.setup.run_setup import RunSetup, check_division, open_run_setup
+from onmt_llm.training.setup.run_setup import RunSetup, check_parallelism, open_run_setup
 from onmt_llm.training.setup.start import open_start
 
 
@@ -89,7 +89,7 @@ def _train_until_done(config: TrainConfig, environment: RunEnvironment) -> Train
         setup = resolve_sharding(setup, environment.world)
         config = setup.config
         _check_checkpoint_paths(setup)
-        check_division(setup, environment.world.size)
+        check_parallelism(setup, environment.world.size)
         if environment.world.is_main:
             status_file(config.run.save_model).unlink(missing_ok=True)
         attempt = run_attempt(setup, environment, rollback)

@@ -18,7 +18,7 @@ from onmt_llm.training.metrics.reporter import Reporter
 from onmt_llm.training.optim.build import build_optimizer
 from onmt_llm.training.optim.precision import Precision
 from onmt_llm.training.optim.schedule import build_schedule
-from onmt_llm.training.parallel import Trainee
+from onmt_llm.training.parallel import TrainingModule
 from onmt_llm.training.process.dist import World
 from onmt_llm.training.state import Progress
 
@@ -107,7 +107,7 @@ def test_one_adamw_update_of_lora_equals_transformers_and_peft() -> None:
 
     torch.optim.AdamW(reference.parameters(), lr=1e-3, betas=(0.9, 0.999), weight_decay=0.01).step()
     components = TrainingComponents(
-        trainee=Trainee(model),
+        module=TrainingModule(model),
         optimizer=build_optimizer(model, optim),
         schedule=build_schedule(optim, train_steps=1, hidden_size=32),
         precision=Precision(weights=torch.float32),

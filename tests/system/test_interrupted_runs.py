@@ -287,7 +287,7 @@ def test_ranks_that_are_killed_are_named_and_the_run_goes_on_by_itself(runs: Run
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_ranks_with_divided_weights_obey_signals(runs: Runs) -> None:
+def test_ranks_with_sharded_weights_obey_signals(runs: Runs) -> None:
     options = {"checkpoint_shards": "on", "train_steps": 200, "save_checkpoint_steps": 200}
     whole, told = (runs.folder / f"{name}/toy" for name in ("obedient", "told_ranks"))
     with torchrun(runs, whole, **options) as process:

@@ -1,4 +1,4 @@
-"""Tensors divided among processes: each process writes the parts that it holds into a file of its own.
+"""Tensors sharded among processes: each process writes the parts that it holds into a file of its own.
 
 The files are those that torch writes for distributed checkpoints in safetensors (`HuggingFaceStorageWriter`): the
 metadata of a file says where in its tensor each part begins.

@@ -1,4 +1,4 @@
-"""Options with which other toolkits divide a model among processes: ControlLLM's and Axolotl's.
+"""Options with which other toolkits shard a model among processes: ControlLLM's and Axolotl's.
 
 `SHARDING` has one function per option, as `values.TRANSLATORS` has for OpenNMT-py's.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 from onmt_llm.config.compat.values import Translation, Translator
 
-_WRAPPED = "each block is divided by itself"
+_WRAPPED = "each block is sharded by itself"
 _FSDP2 = "FSDP2 does it always"
 _WITHOUT_EFFECT = {
     "auto_wrap_policy": _WRAPPED,
@@ -37,13 +37,13 @@ def _switch(key: str, user: dict[str, Any], result: Translation) -> None:
 
 
 def _size(key: str, user: dict[str, Any], result: Translation) -> None:
-    """The number of processes that divide one copy."""
+    """The number of processes that share one copy."""
     result.put_default("shard", "full", key)
     result.put_default("shard_size", user[key], key)
 
 
 def _copies(key: str, user: dict[str, Any], result: Translation) -> None:
-    """The number of copies; that of processes which divide one follows from it."""
+    """The number of copies; that of processes which share one follows from it."""
     copies, processes, size = user[key], user.get("world_size"), result.values.get("shard_size")
     if type(copies) is not int or copies < 1:
         result.errors.append((key, f"'{key}' must be a number of copies, at least 1, but is {copies}."))
@@ -51,7 +51,7 @@ def _copies(key: str, user: dict[str, Any], result: Translation) -> None:
         if not size:
             result.errors.append((key, f"'{key}' must go with world_size, from which shard_size follows."))
     elif processes % copies or size not in (None, processes // copies):
-        share = "" if size is None else f" that {size} processes divide"
+        share = "" if size is None else f" that {size} processes share"
         result.errors.append((key, f"'{key}' copies{share} must be those of world_size {processes}, but are {copies}."))
     else:
         result.put_default("shard", "full", key)
@@ -59,7 +59,7 @@ def _copies(key: str, user: dict[str, Any], result: Translation) -> None:
 
 
 def _version(user: dict[str, Any], result: Translation) -> None:
-    result.notes.append(("fsdp_version", "'fsdp_version' has no effect: weights are divided by FSDP2."))
+    result.notes.append(("fsdp_version", "'fsdp_version' has no effect: weights are sharded by FSDP2."))
 
 
 def _fsdp(user: dict[str, Any], result: Translation) -> None:
@@ -111,7 +111,7 @@ SHARDING = {
     "dp_shard_size": _named(_size, "dp_shard_size", "`shard_size`"),
     "replica_group_size": _named(_copies, "replica_group_size", "`shard_size` = `world_size` / copies"),
     "dp_replicate_size": _named(_copies, "dp_replicate_size", "`shard_size` = `world_size` / copies"),
-    "fsdp_version": Translator(_version, "no effect: weights are divided by FSDP2"),
+    "fsdp_version": Translator(_version, "no effect: weights are sharded by FSDP2"),
     "fsdp_config": Translator(_fsdp_config, "`shard: full`, its settings one by one"),
 }
 """By option, in the order in which they are applied."""

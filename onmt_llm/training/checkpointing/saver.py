@@ -1,7 +1,7 @@
 """`CheckpointSaver`: write weights or adapter, tokeniser files and training state, all at once or not at all.
 
 The state is copied while the loop waits, and written by a thread while training continues; one checkpoint at a time.
-If weights are divided among the ranks, the main process collects and writes them, or, in a large checkpoint, each rank
+If weights are sharded among the ranks, the main process collects and writes them, or, in a large checkpoint, each rank
 writes its own part of them.
 """
 
@@ -59,7 +59,7 @@ class Snapshot:
         path: Its directory.
         step: Updates done.
         best_step: Step whose checkpoint is kept as the best; 0 = none.
-        divided: Each rank writes its own parts of the tensors.
+        sharded: Each rank writes its own parts of the tensors.
         model: Weights, adapter or twins.
         ema: Their running averages, if any.
         state: The training state.
@@ -69,7 +69,7 @@ class Snapshot:
     path: Path
     step: int
     best_step: int
-    divided: bool
+    sharded: bool
     model: dict[str, TensorPart]
     ema: dict[str, TensorPart]
     state: TrainingState
@@ -110,8 +110,8 @@ class CheckpointSaver:
     _writers: World | None = None
 
     def __enter__(self) -> CheckpointSaver:
-        if self._is_divided:
-            self._writers = self.components.world.beside()
+        if self._writes_shards:
+            self._writers = self.components.world.with_cpu_group()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -133,7 +133,7 @@ class CheckpointSaver:
             return
         ranks = world.gather_data({"rng": rng_state(world.device), "data": self.pipeline.state_dict()})
         snapshot = self._snapshot(path, progress, ranks)
-        if world.is_main or snapshot.divided:
+        if world.is_main or snapshot.sharded:
             size = snapshot.nbytes
             if self.setup.config.safety.save_async and (self._buffers or copy_fits(size)):
                 self._task.wait()
@@ -159,17 +159,17 @@ class CheckpointSaver:
         return self.written[-1] if self.written else None
 
     def _snapshot(self, path: Path, progress: Progress, ranks: list[dict[str, Any]]) -> Snapshot:
-        """The content of the checkpoint: the tensors themselves, not copies, unless divided ones are gathered. Ranks
+        """The content of the checkpoint: the tensors themselves, not copies, unless sharded ones are gathered. Ranks
         other than the main one take part in that, and get nothing."""
-        ema, keep, divided = {}, self.components.world.is_main, self._is_divided
+        ema, keep, sharded = {}, self.components.world.is_main, self._writes_shards
         collect: Collect = functools.partial(gathered, keep=keep)
-        if divided:
+        if sharded:
             world = self.components.world
             collect = functools.partial(own_parts, keep=keep, tensor_rank=world.rank % world.tensor_parallel)
         if self.components.ema is not None:
             with self.components.ema.in_place():
                 ema = {
-                    name: replace(part, tensor=part.tensor.clone()) if divided else part
+                    name: replace(part, tensor=part.tensor.clone()) if sharded else part
                     for name, part in collect(saved_tensors(self.setup, self.components.model))
                 }
         state = collect_state(
@@ -189,15 +189,15 @@ class CheckpointSaver:
         model = dict(collect(saved_tensors(self.setup, self.components.model)))
         best = progress.best_step if self.components.save_best else 0
         provenance = provenance_text(self._history.at(progress, self.components, self.seed)) if keep else ""
-        return Snapshot(path, progress.step, best, divided, model, ema, state, provenance)
+        return Snapshot(path, progress.step, best, sharded, model, ema, state, provenance)
 
     @functools.cached_property
-    def _is_divided(self) -> bool:
+    def _writes_shards(self) -> bool:
         """Whether each rank writes its own parts. An adapter is small, and always whole."""
-        mode, trainee = self.setup.config.safety.checkpoint_shards, self.components.trainee
-        if mode == "off" or not trainee.is_sharded or self.setup.layers.beside_base is not None:
+        mode, module = self.setup.config.safety.checkpoint_shards, self.components.module
+        if mode == "off" or not module.is_sharded or self.setup.layers.beside_base is not None:
             return False
-        size = sum(parameter.numel() * parameter.itemsize for parameter in trainee.model.parameters())
+        size = sum(parameter.numel() * parameter.itemsize for parameter in module.model.parameters())
         return mode == "on" or size > self.setup.config.safety.whole_bytes
 
     @functools.cached_property
@@ -207,7 +207,7 @@ class CheckpointSaver:
     def _copied(self, snapshot: Snapshot) -> Snapshot:
         """The snapshot with copies in CPU memory of everything that training changes."""
         # What was gathered from the ranks is a copy already; the counts of steps are not.
-        gathered = self.components.trainee.is_sharded and not snapshot.divided
+        gathered = self.components.module.is_sharded and not snapshot.sharded
         parameters = () if gathered else self.components.model.parameters()
         fixed = {local(p).data_ptr() for p in parameters if not p.requires_grad}
 

@@ -1,4 +1,4 @@
-"""Estimate the memory of a run, and choose by it whether its weights are divided (`shard: auto`)."""
+"""Estimate the memory of a run, and choose by it whether its weights are sharded (`shard: auto`)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from onmt_llm.log import logger
 from onmt_llm.nn.device import memory_of
 from onmt_llm.nn.transformer import Transformer
 from onmt_llm.training.dry_run.activations import ActivationEstimate, BatchShape
-from onmt_llm.training.dry_run.memory import MIB, Division, Memory, estimate_memory
+from onmt_llm.training.dry_run.memory import MIB, Memory, Sharding, estimate_memory
 from onmt_llm.training.dry_run.sampling import sample_batches
 from onmt_llm.training.process.dist import World
 from onmt_llm.training.process.host_memory import resident_memory
@@ -38,25 +38,25 @@ class RunEstimate:
     batch: BatchShape
     device_type: str
 
-    def memory(self, division: Division) -> Memory:
-        """The memory of one process, if the weights are divided like this."""
+    def memory(self, sharding: Sharding) -> Memory:
+        """The memory of one process, if the weights are sharded like this."""
         config = self.setup.config
         return estimate_memory(
             self.model,
-            self.activations(division),
+            self.activations(sharding),
             quantised=self.quantised,
             optim=config.optimizer.optim,
             ema=config.optimizer.average_decay > 0,
             chunk_tokens=config.performance.loss_chunk_tokens,
             device_type=self.device_type,
-            division=division,
+            sharding=sharding,
         )
 
-    def activations(self, division: Division) -> ActivationEstimate:
-        """What autograd saves in a process, if the weights are divided like this."""
+    def activations(self, sharding: Sharding) -> ActivationEstimate:
+        """What autograd saves in a process, if the weights are sharded like this."""
         config, layers = self.setup.config, self.setup.layers
         precision = run_precision(config.performance, layers, loss_scale=0.0, device=torch.device("meta"))
-        return ActivationEstimate(division.part(self.setup.start.model), config, layers, precision, self.batch)
+        return ActivationEstimate(sharding.part(self.setup.start.model), config, layers, precision, self.batch)
 
     def choice(self, program: int, *, processes: int) -> str:
         """The value of `shard` that `auto` means; logs why.
@@ -70,7 +70,7 @@ class RunEstimate:
         device = torch.device(self.device_type, *([] if self.device_type == "cpu" else [torch.cuda.current_device()]))
         local = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
         room = memory_of(device, processes=local)
-        needed = program + self.memory(Division(1, self.setup.config.devices.tensor_parallel)).peak
+        needed = program + self.memory(Sharding(1, self.setup.config.devices.tensor_parallel)).peak
         choice = "full" if room is not None and needed > room else "off"
         logger.info(
             "shard: auto is %s: a whole copy in each process takes about %s MiB, and there are %s MiB for each.",

@@ -27,11 +27,11 @@ _IN_BLOCK = re.compile(r"((?:encoder|decoder)\.layers\.\d+)\.")
 
 
 @dataclass(frozen=True)
-class Division:
-    """How weights, gradients and optimiser are divided among processes.
+class Sharding:
+    """How weights, gradients and optimiser are sharded among processes.
 
     Attributes:
-        shards: Processes, or groups of them, that divide one copy of the weights.
+        shards: Processes, or groups of them, that share one copy of the weights.
         tensor: Processes that compute each block together.
     """
 
@@ -39,8 +39,8 @@ class Division:
     tensor: int = 1
 
     @classmethod
-    def of(cls, devices: DeviceConfig) -> Division:
-        """The division that the options ask for; of `shard: auto`, that of `full`."""
+    def of(cls, devices: DeviceConfig) -> Sharding:
+        """The sharding that the options ask for; of `shard: auto`, that of `full`."""
         groups = max(devices.world_size, 1) // devices.tensor_parallel
         return cls(1 if devices.shard == "off" else devices.shard_size or groups, devices.tensor_parallel)
 
@@ -54,13 +54,13 @@ class Division:
         if self.tensor == 1:
             return model
         sizes = {"heads": model.heads, "kv_heads": model.num_kv_heads, "ffn_size": model.ffn_size}
-        divided = {name: size // self.tensor for name, size in sizes.items()}
+        parts = {name: size // self.tensor for name, size in sizes.items()}
         experts = {"expert_size": model.expert_size // self.tensor, "shared_size": model.moe.shared_size // self.tensor}
         whole = {"head_dim": model.size_per_head}
-        return model.model_copy(update={**divided, **whole, "moe": model.moe.model_copy(update=experts)})
+        return model.model_copy(update={**parts, **whole, "moe": model.moe.model_copy(update=experts)})
 
 
-UNDIVIDED = Division()
+UNSHARDED = Sharding()
 
 
 @dataclass(frozen=True)
@@ -122,9 +122,9 @@ def estimate_memory(
     ema: bool = False,
     chunk_tokens: int = 0,
     device_type: str = "cpu",
-    division: Division = UNDIVIDED,
+    sharding: Sharding = UNSHARDED,
 ) -> Memory:
-    """The memory of one process of a run: of the one that holds most, if weights are divided.
+    """The memory of one process of a run: of the one that holds most, if weights are sharded.
 
     Args:
         model: The model on the meta device, with its adapters or twins, frozen as in training.
@@ -134,14 +134,14 @@ def estimate_memory(
         ema: A running average of the weights is maintained.
         chunk_tokens: Positions that go through the output layer together; 0 = the device's default.
         device_type: Type of the device that the model will run on.
-        division: How the weights are divided among processes.
+        sharding: How the weights are sharded among processes.
     """
     precision, performance = activations.precision, activations.config.performance
     held, gradient = (2, 2) if performance.pure_bf16 else (TRAINED_BYTES, GRADIENT_BYTES)
     widths = {"trained": float(held), "frozen": float(precision.weights.itemsize), "quantised": 0.0}
     if quantised:
         widths["quantised"] = QUANT_TYPES.get(activations.layers.quant_type).weight_bytes
-    weights = _weights(model, quantised, widths, division)
+    weights = _weights(model, quantised, widths, sharding)
     own = {kind: sum(weight.own for weight in weights if weight.kind == kind) for kind in widths}
     trained, autocast = own["trained"], precision.autocast is not None
     optimizer = OPTIMIZERS[optim]
@@ -160,7 +160,7 @@ def estimate_memory(
     output = _output_bytes(model, activations, gradient, chunk_tokens=chunk_tokens, device_type=device_type)
     blocks = activations.model.encoder_layers + activations.model.decoder_layers
     head = sum(parameter.numel() for parameter in output_parameters(model))
-    cast = head if division.is_on else trained
+    cast = head if sharding.is_on else trained
     forward = {
         "activations": saved,
         **({"16-bit weights": 2 * cast} if autocast else {}),
@@ -168,7 +168,7 @@ def estimate_memory(
         **earlier,
     }
     backward, turn = {**gradients, "activations": saved // blocks}, {}
-    if division.is_on:
+    if sharding.is_on:
         rest, block = _gathered(weights, autocast=autocast)
         rest_trained = sum(weight.size for weight in weights if weight.kind == "trained" and not weight.block)
         block_trained = _largest_block(weights, lambda weight: weight.size * (weight.kind == "trained"))
@@ -185,7 +185,7 @@ def estimate_memory(
 
 
 def _weights(
-    model: Transformer, quantised: Collection[str], widths: dict[str, float], division: Division
+    model: Transformer, quantised: Collection[str], widths: dict[str, float], sharding: Sharding
 ) -> list[_Weight]:
     """The parameters as the process with the largest parts has them."""
     owners = dict(model.named_modules())
@@ -195,12 +195,12 @@ def _weights(
         shape = list(parameter.shape)
         dimension = divided_dimension(owners[name.rpartition(".")[0]], name) if inside else None
         if dimension is not None:
-            shape[dimension] //= division.tensor
+            shape[dimension] //= sharding.tensor
         kind = "trained" if parameter.requires_grad else "frozen"
         if kind == "frozen" and name.replace(".base.", ".").startswith(prefixes) and parameter.ndim == 2:
             kind = "quantised"
         size = math.prod(shape)
-        own = math.ceil(shape[0] / division.shards) * math.prod(shape[1:])
+        own = math.ceil(shape[0] / sharding.shards) * math.prod(shape[1:])
         found.append(_Weight(size, own, widths[kind], kind, inside[1] if inside else ""))
     return found
 

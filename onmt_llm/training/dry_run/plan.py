@@ -17,8 +17,8 @@ from onmt_llm.nn.device import resolve_device
 from onmt_llm.nn.lora.model import lora_modules
 from onmt_llm.training.checkpointing.train_from import resolve_train_from
 from onmt_llm.training.dry_run.estimate import RunEstimate, with_sharding
-from onmt_llm.training.dry_run.memory import MIB, UNDIVIDED, Division, Memory
-from onmt_llm.training.dry_run.program import load_what_divided_runs_load
+from onmt_llm.training.dry_run.memory import MIB, UNSHARDED, Memory, Sharding
+from onmt_llm.training.dry_run.program import load_what_sharded_runs_load
 from onmt_llm.training.dry_run.sampling import BatchSample, heartbeat, sample_batches
 from onmt_llm.training.process.dist import World
 from onmt_llm.training.process.host_memory import resident_memory
@@ -26,7 +26,7 @@ from onmt_llm.training.run.startup_log import run_notes
 from onmt_llm.training.setup.inputs import open_pipelines
 from onmt_llm.training.setup.model import build_on_meta, count_parameters
 from onmt_llm.training.setup.performance import check_device
-from onmt_llm.training.setup.run_setup import check_division, check_run, open_run_setup
+from onmt_llm.training.setup.run_setup import check_parallelism, check_run, open_run_setup
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Plan:
         sampled: The largest of the first micro-batches, and how it was found.
         positions_per_step: Positions of one update, over all micro-batches and processes, padding included.
         notes: Further lines: what the run is initialised from, and what it writes.
-        division: How the weights are divided among processes.
+        sharding: How the weights are sharded among processes.
     """
 
     model: ModelConfig
@@ -59,7 +59,7 @@ class Plan:
     sampled: BatchSample
     positions_per_step: int
     notes: list[str] = field(default_factory=list)
-    division: Division = UNDIVIDED
+    sharding: Sharding = UNSHARDED
 
     @property
     def peak(self) -> int:
@@ -67,17 +67,17 @@ class Plan:
         return self.memory.peak + self.program
 
     @property
-    def _divided(self) -> str:
-        """What the processes divide, in words."""
-        shards, tensor = self.division.shards, self.division.tensor
-        words = [f"{shards} divide weights, gradients and optimiser"] if shards > 1 else []
+    def _sharded(self) -> str:
+        """What the processes share, in words."""
+        shards, tensor = self.sharding.shards, self.sharding.tensor
+        words = [f"{shards} shard weights, gradients and optimiser"] if shards > 1 else []
         words += [f"{tensor} compute each block together"] if tensor > 1 else []
         return f" ({', '.join(words)})" if words else ""
 
     @property
     def _gradients(self) -> list[str]:
-        """What is left of the gradients when all processes have summed and divided theirs."""
-        if not self.division.is_on:
+        """What is left of the gradients when all processes have summed and sharded theirs."""
+        if not self.sharding.is_on:
             return []
         return [f"Gradients of a process before the update: {self.memory.update['gradients'] / MIB:,.1f} MiB"]
 
@@ -92,7 +92,7 @@ class Plan:
             f"Model: {self.model.summary}",
             f"Parameters: {self.parameters:,}; trainable {self.trainable:,} ({share:.2f}%)",
             f"Layers with LoRA: {self.lora_layers}; quantised: {self.quant_layers}; new blocks: {self.new_blocks}",
-            f"Estimated peak memory per process{self._divided}:",
+            f"Estimated peak memory per process{self._sharded}:",
             *(f"  {part:<18}{size / MIB:>10,.1f} MiB" for part, size in parts.items()),
             f"  {'total':<18}{self.peak / MIB:>10,.1f} MiB",
             *self._gradients,
@@ -125,11 +125,11 @@ def plan(config: TrainConfig) -> Plan:
     if devices.shard == "auto":
         estimate = RunEstimate(setup, model, set(quantised), sampled.batch, device_type)
         setup = with_sharding(setup, estimate.choice(program, processes=max(devices.world_size, 1)))
-        check_division(setup, devices.world_size)
-    division = Division.of(setup.config.devices)
+        check_parallelism(setup, devices.world_size)
+    sharding = Sharding.of(setup.config.devices)
     estimate = RunEstimate(setup, model, set(quantised), sampled.batch, device_type)
-    if division.is_on and device_type == "cpu":
-        load_what_divided_runs_load(estimate.activations(division), setup.config.optimizer)
+    if sharding.is_on and device_type == "cpu":
+        load_what_sharded_runs_load(estimate.activations(sharding), setup.config.optimizer)
         program = max(program, resident_memory() + sampled.rest)
     parameters, trainable = count_parameters(model)
     updates = run.accum_count[0] * max(devices.world_size, 1) // devices.tensor_parallel
@@ -140,10 +140,10 @@ def plan(config: TrainConfig) -> Plan:
         lora_layers=len(lora_modules(model)),
         new_blocks=len(layers.new_blocks),
         quant_layers=len(quantised),
-        memory=estimate.memory(division),
+        memory=estimate.memory(sharding),
         program=program,
         sampled=sampled,
         positions_per_step=sampled.batch.positions * updates,
         notes=run_notes(config, start),
-        division=division,
+        sharding=sharding,
     )

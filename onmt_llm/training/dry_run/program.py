@@ -1,6 +1,6 @@
 """What a process of a run has in memory beside the model: libraries, and matrix products that oneDNN has compiled.
 
-It is loaded by a small copy of the model, divided as in the run, that makes one update in this process.
+It is loaded by a small copy of the model, sharded as in the run, that makes one update in this process.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from onmt_llm.config.learning import OptimConfig
 from onmt_llm.data.batching.batch import Batch
 from onmt_llm.training.dry_run.activations import ActivationEstimate, small_row
 from onmt_llm.training.optim.build import build_optimizer, scale_and_clip, trainable
-from onmt_llm.training.parallel import Trainee, shard
+from onmt_llm.training.parallel import TrainingModule, shard
 from onmt_llm.training.process.dist import World
 
 _HEAD_SIZE = 8
 _LENGTH = 64
 
 
-def load_what_divided_runs_load(estimate: ActivationEstimate, optim: OptimConfig) -> None:
-    """Make one update of a small copy that is divided among a single process.
+def load_what_sharded_runs_load(estimate: ActivationEstimate, optim: OptimConfig) -> None:
+    """Make one update of a small copy that is sharded among a single process.
 
     Args:
         estimate: Has the model, and how it is trained.
@@ -30,8 +30,8 @@ def load_what_divided_runs_load(estimate: ActivationEstimate, optim: OptimConfig
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         model = estimate.small_copy(_HEAD_SIZE)
-        trainee = Trainee(model)
-        shard(trainee, world, autocast=estimate.precision.autocast)
+        module = TrainingModule(model)
+        shard(module, world, autocast=estimate.precision.autocast)
         optimizer = build_optimizer(model, optim, pure_bf16=estimate.config.performance.pure_bf16)
         ids_BT, doc_BT = small_row(_LENGTH, estimate.batch.packed)
         encodes = model.encoder is not None
@@ -46,7 +46,7 @@ def load_what_divided_runs_load(estimate: ActivationEstimate, optim: OptimConfig
             src_doc_BS=doc_BT if encodes else None,
         )
         with estimate.precision.compute(world.device):
-            loss = trainee(batch)
+            loss = module(batch)
         loss.scaled.backward()
         scale_and_clip(trainable(model), factor=1 / _LENGTH, max_norm=optim.max_grad_norm)
         optimizer.step()

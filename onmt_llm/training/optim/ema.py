@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.errors import CheckpointError
 from onmt_llm.log import logger
-from onmt_llm.training.process.shards import divided_like, is_sharded
+from onmt_llm.training.process.shards import is_sharded, shard_like
 from onmt_llm.training.run_folder import ema_path
 
 
@@ -76,7 +76,7 @@ class EMA:
         if missing:
             raise CheckpointError(f"{path} must hold the parameters trained now, but lacks {', '.join(missing[:5])}.")
         self._values = {
-            name: divided_like(p, saved.tensor(name).to(device=p.device, dtype=torch.float32))
+            name: shard_like(p, saved.tensor(name).to(device=p.device, dtype=torch.float32))
             for name, p in self._parameters.items()
         }
 

@@ -52,7 +52,7 @@ def _adagrad(groups: Groups, settings: OptimConfig) -> Optimizer:
     start = settings.adagrad_accumulator_init
     apart = _without_decay(groups)
     rate = settings.learning_rate
-    fused = not any(map(is_sharded, groups[0]["params"]))  # torch has no fused update of divided parameters
+    fused = not any(map(is_sharded, groups[0]["params"]))  # torch has no fused update of sharded parameters
     return _decaying(torch.optim.Adagrad(apart, lr=rate, initial_accumulator_value=start, fused=fused))
 
 

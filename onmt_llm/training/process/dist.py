@@ -132,7 +132,7 @@ class World:
         if self.size > 1:
             dist.barrier(group=self.group)
 
-    def beside(self) -> World:
+    def with_cpu_group(self) -> World:
         """The same processes with a group of their own on the CPU, for work in a thread; communicates."""
         group = dist.new_group(backend="gloo", timeout=TIMEOUT) if self.size > 1 else None
         return replace(self, device=torch.device("cpu"), group=group, made_group=False)

@@ -1,4 +1,4 @@
-"""Tensors that are divided among the ranks (DTensor), and what is done with them one by one.
+"""Tensors that are sharded among the ranks (DTensor), and what is done with them one by one.
 
 Every function is also given ordinary tensors, which it leaves as they are. Those that say so communicate: all ranks
 must call them with the same tensors in the same order.
@@ -29,7 +29,7 @@ def is_sharded(tensor: Tensor) -> bool:
 
 
 def total_norm(tensors: Sequence[Tensor]) -> Tensor:
-    """The L2 norm of all tensors together, some of which may be divided, in one way or another; communicates."""
+    """The L2 norm of all tensors together, some of which may be sharded, in one way or another; communicates."""
     ways: dict[Any, list[Tensor]] = {}
     for tensor in tensors:
         ways.setdefault(tensor.device_mesh if is_sharded(tensor) else None, []).append(tensor)  # type: ignore[attr-defined]
@@ -43,7 +43,7 @@ def whole(tensor: Any) -> Any:
 
 
 def gathered(tensors: Iterable[tuple[str, Any]], *, keep: bool = True) -> Iterator[tuple[str, Any]]:
-    """The tensors whole, one at a time, in the memory of the CPU if they were divided; communicates.
+    """The tensors whole, one at a time, in the memory of the CPU if they were sharded; communicates.
 
     Args:
         tensors: Names and tensors, or other values, which stay as they are.
@@ -109,7 +109,7 @@ def _drawn(shape: Sequence[int], draw: Draw) -> Iterator[Tensor]:
         start = stop
 
 
-def divided_like(parameter: Any, tensor: Tensor) -> Tensor:
+def shard_like(parameter: Any, tensor: Tensor) -> Tensor:
     """This rank's part of a whole tensor of the parameter's shape; other shapes stay whole."""
     if not is_sharded(parameter) or tensor.shape != parameter.shape:
         return tensor
@@ -152,7 +152,7 @@ def _writes(tensor: Any, tensor_rank: int) -> bool:
 
 
 def read_like(parameter: Any, reader: Any, name: str) -> Tensor:
-    """A tensor of a checkpoint, divided as the parameter is if it has the same shape.
+    """A tensor of a checkpoint, sharded as the parameter is if it has the same shape.
 
     Args:
         parameter: The parameter.
@@ -160,7 +160,7 @@ def read_like(parameter: Any, reader: Any, name: str) -> Tensor:
         name: Its name.
     """
     if not (is_sharded(parameter) and isinstance(reader, ShardSet) and reader.shape(name) == tuple(parameter.shape)):
-        return divided_like(parameter, reader.tensor(name))
-    divided = torch.empty_like(parameter, dtype=reader.dtype(name), requires_grad=False)
-    local(divided).copy_(reader.part(name, _corner(parameter), local(parameter).shape))
-    return divided
+        return shard_like(parameter, reader.tensor(name))
+    sharded = torch.empty_like(parameter, dtype=reader.dtype(name), requires_grad=False)
+    local(sharded).copy_(reader.part(name, _corner(parameter), local(parameter).shape))
+    return sharded

@@ -20,7 +20,7 @@ from onmt_llm.training.process.rng import set_seed
 from onmt_llm.training.setup.inputs import open_objective
 from onmt_llm.training.setup.model import run_precision
 from onmt_llm.training.setup.run_setup import RunSetup
-from onmt_llm.training.setup.trainee import build_trainee, reference_loader, reference_of
+from onmt_llm.training.setup.training_module import build_training_module, reference_loader, reference_of
 from onmt_llm.training.validation.early_stopping import EarlyStopping
 from onmt_llm.training.validation.generation import GenerationValidator
 from onmt_llm.training.validation.validate import Validator
@@ -40,13 +40,13 @@ def build_components(setup: RunSetup, world: World, *, seed: int) -> TrainingCom
     load = reference_loader(setup, world)
     objective = open_objective(config, optim, start, layers, world.device, load_reference=load)
     precision = run_precision(performance, layers, loss_scale=optim.loss_scale, device=world.device)
-    trainee = build_trainee(setup, precision, world, reference_of(objective.preference))
-    model = trainee.model
+    module = build_training_module(setup, precision, world, reference_of(objective.preference))
+    model = module.model
     # Each rank needs its own dropout, but those that compute a block together have the same.
     set_seed(seed + world.data_rank)
     validation, safety, watching = config.validation, config.safety, config.watching
     return TrainingComponents(
-        trainee=trainee,
+        module=module,
         optimizer=build_optimizer(model, optim, pure_bf16=performance.pure_bf16),
         schedule=build_schedule(optim, train_steps=run.train_steps, hidden_size=start.model.hidden_size),
         precision=precision,
@@ -75,7 +75,7 @@ def build_validator(
     if not corpora:
         return None
     return Validator(
-        trainee=components.trainee,
+        module=components.module,
         corpora=corpora,
         precision=components.precision,
         world=components.world,

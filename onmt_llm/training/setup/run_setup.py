@@ -103,11 +103,11 @@ def check_run(setup: RunSetup) -> None:
     check_reference(config.corpora.objective, config.preference, adapters=setup.layers.beside_base is not None)
     check_package(config.optimizer.optim)
     check_in_backward(config, config.devices.world_size)
-    check_division(setup, config.devices.world_size)
+    check_parallelism(setup, config.devices.world_size)
 
 
-def check_division(setup: RunSetup, world_size: int) -> None:
-    """Check that the weights can be divided among the processes as the options say.
+def check_parallelism(setup: RunSetup, world_size: int) -> None:
+    """Check that the weights can be sharded among the processes as the options say.
 
     Raises:
         ConfigError: Some options need whole weights, or whole blocks.

@@ -17,7 +17,7 @@ from onmt_llm.training.losses.objective import LIKELIHOOD, Objective
 from onmt_llm.training.metrics.totals import Totals, ValidationResult
 from onmt_llm.training.optim.ema import EMA
 from onmt_llm.training.optim.precision import Precision
-from onmt_llm.training.parallel import Trainee, in_step, release, whole_weights
+from onmt_llm.training.parallel import TrainingModule, in_step, release, whole_weights
 from onmt_llm.training.process.dist import World
 from onmt_llm.training.validation.generation import GenerationValidator
 
@@ -27,7 +27,7 @@ class Validator:
     """Validates a model during training.
 
     Attributes:
-        trainee: The model as the loop calls it.
+        module: The model as the loop calls it.
         corpora: The validation corpora by name; each iteration is one pass.
         precision: Number formats.
         world: This process among the others.
@@ -36,7 +36,7 @@ class Validator:
         objective: The loss to compute.
     """
 
-    trainee: Trainee
+    module: TrainingModule
     corpora: Mapping[str, Iterable[Batch]]
     precision: Precision
     world: World
@@ -47,19 +47,19 @@ class Validator:
     def __call__(self, step: int) -> ValidationResult:
         with nullcontext() if self.ema is None else self.ema.in_place():
             corpora = validate(
-                self.trainee, self.corpora, precision=self.precision, world=self.world, objective=self.objective
+                self.module, self.corpora, precision=self.precision, world=self.world, objective=self.objective
             )
             scores = {}
             if self.generation is not None:
-                with whole_weights(self.trainee):
-                    scores = self.generation.score(self.trainee.model, step, precision=self.precision, world=self.world)
+                with whole_weights(self.module):
+                    scores = self.generation.score(self.module.model, step, precision=self.precision, world=self.world)
         totals = sum(corpora.values(), Totals())
         return ValidationResult(totals, scores, corpora if len(corpora) > 1 else {})
 
 
 @torch.no_grad()
 def validate(
-    trainee: Trainee,
+    module: TrainingModule,
     corpora: Mapping[str, Iterable[Batch]],
     *,
     precision: Precision,
@@ -72,20 +72,20 @@ def validate(
         DataError: The corpora hold no trained token.
     """
     found = {}
-    trainee.eval()
+    module.eval()
     try:
         for name, batches in corpora.items():
             row = Totals.empty_row(world.device)
-            for batch, counts in in_step(batches, world, sharded=trainee.is_sharded):
+            for batch, counts in in_step(batches, world, sharded=module.is_sharded):
                 on_device = batch.to(world.device)
                 with precision.compute(world.device):
-                    loss = trainee(on_device, objective=objective)
+                    loss = module(on_device, objective=objective)
                 if counts:
                     row += Totals.row(loss, on_device)
             found[name] = Totals.from_row(world.sum(row))
     finally:
-        release(trainee)
-        trainee.train()
+        release(module)
+        module.train()
     if not any(totals.tokens for totals in found.values()):
         raise DataError("The validation corpora must hold at least one trained token, but hold none.")
     return found

@@ -21,7 +21,7 @@ from onmt_llm.cli import checkpoint as command
 Make = Callable[..., Checkpoint]
 
 
-def divide(checkpoint: Checkpoint, path: Path, ranks: int = 2) -> Path:
+def shard(checkpoint: Checkpoint, path: Path, ranks: int = 2) -> Path:
     """The same checkpoint as so many processes write it, with an optimiser's state."""
     with CheckpointWriter(path, checkpoint.config) as writer:
         for file in checkpoint.files():
@@ -43,16 +43,16 @@ def divide(checkpoint: Checkpoint, path: Path, ranks: int = 2) -> Path:
 
 def test_parts_are_a_checkpoint_like_any_other(make_model: Make, tmp_path: Path) -> None:
     whole = make_model()
-    divided = Checkpoint.open(divide(whole, tmp_path / "divided", ranks=3))
-    assert divided.fingerprint == whole.fingerprint and divided.names() == whole.names()
-    assert find_damage(divided.path) == []
+    sharded = Checkpoint.open(shard(whole, tmp_path / "sharded", ranks=3))
+    assert sharded.fingerprint == whole.fingerprint and sharded.names() == whole.names()
+    assert find_damage(sharded.path) == []
 
 
 @pytest.mark.slow
 def test_transformers_opens_what_is_exported(tmp_path: Path) -> None:
     whole = Checkpoint.open(tiny.write_chat_model(tmp_path / "chat"))
     assert (
-        command.main(["export", "-model", str(divide(whole, tmp_path / "divided")), "-output", str(tmp_path / "out")])
+        command.main(["export", "-model", str(shard(whole, tmp_path / "sharded")), "-output", str(tmp_path / "out")])
         == 0
     )
     export_hf(tmp_path / "out", tmp_path / "hf")
@@ -65,7 +65,7 @@ def test_transformers_opens_what_is_exported(tmp_path: Path) -> None:
 @pytest.mark.parametrize("action", ["consolidate", "export"])
 def test_consolidate_makes_it_whole(make_model: Make, tmp_path: Path, action: str) -> None:
     whole = make_model()
-    path = divide(whole, tmp_path / "divided")
+    path = shard(whole, tmp_path / "sharded")
     assert command.main([action, "-model", str(path), "-output", str(tmp_path / "out")]) == 0
     out = Checkpoint.open(tmp_path / "out")
     assert out.fingerprint == whole.fingerprint and find_damage(out.path, thorough=True) == []
@@ -80,7 +80,7 @@ def test_consolidate_makes_it_whole(make_model: Make, tmp_path: Path, action: st
 def test_damage_and_missing_files_are_told(
     make_model: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = divide(make_model(), tmp_path / "divided")
+    path = shard(make_model(), tmp_path / "sharded")
     file = path / "shards/00001.safetensors"
     content = bytearray(file.read_bytes())
     content[-1] ^= 1

@@ -85,7 +85,7 @@ def test_which_adapters_several_processes_compute_together(
 ) -> None:
     config = train_config({"devices": {"world_size": 4, "tensor_parallel": 2}, "corpora": {"objective": objective}})
     spec = AdapterSpec(rank=2, alpha=4.0, layers=["q_proj"], base="base", base_fingerprint="", **adapter)
-    # All of its experts are divided, and ffn_size belongs to none of its layers.
+    # All of its experts are sharded, and ffn_size belongs to none of its layers.
     model = tiny.llama(ffn_size=25, qk_norm=True, moe={"experts": 4, "expert_size": 16})
     with pytest.raises(ConfigError, match=named) if named else nullcontext():
         check_tensor_parallel(config, model, 4, adapter=spec, quant_type=quant_type)

@@ -35,7 +35,7 @@ from onmt_llm.training.metrics.reporter import Reporter, Totals
 from onmt_llm.training.optim.build import trainable
 from onmt_llm.training.optim.precision import Precision
 from onmt_llm.training.optim.schedule import build_schedule
-from onmt_llm.training.parallel import Trainee, shard
+from onmt_llm.training.parallel import TrainingModule, shard
 from onmt_llm.training.process.dist import World, open_world
 from onmt_llm.training.process.shards import whole
 from onmt_llm.training.state import Progress
@@ -125,9 +125,9 @@ def update(
     shard_size: int | None = None,
 ) -> Figures:
     """Figures and gradients (`/<parameter>`) of one update by the loop; with `shard_size`, of sharded weights."""
-    trainee, size = Trainee(model), sum(p.numel() for p in model.parameters())
+    module, size = TrainingModule(model), sum(p.numel() for p in model.parameters())
     if shard_size is not None:
-        shard(trainee, world, shard_size=shard_size)
+        shard(module, world, shard_size=shard_size)
         copies = world.size // (shard_size or world.size)
         held = sum(p.to_local().numel() for p in model.parameters())
         assert world.sum(torch.tensor(held)) == copies * size, "each copy of the weights is held once"
@@ -135,7 +135,7 @@ def update(
     run = RunConfig(train_steps=1, accum_count=[micro_batches])
     keeper, listener = Keeper(trainable(model)), Listener(start_step=0, train_steps=1, progress="none")
     components = TrainingComponents(
-        trainee=trainee,
+        module=module,
         optimizer=keeper,
         schedule=build_schedule(settings, train_steps=1, hidden_size=32),
         precision=Precision(weights=torch.float32),

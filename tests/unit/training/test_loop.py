@@ -23,7 +23,7 @@ from onmt_llm.training.metrics.reporter import Reporter, Totals, ValidationResul
 from onmt_llm.training.optim.build import build_optimizer
 from onmt_llm.training.optim.precision import Precision, choose_precision
 from onmt_llm.training.optim.schedule import build_schedule
-from onmt_llm.training.parallel import Trainee
+from onmt_llm.training.parallel import TrainingModule
 from onmt_llm.training.process.dist import World
 from onmt_llm.training.process.signals import SignalHandler
 from onmt_llm.training.state import Progress
@@ -46,7 +46,7 @@ def make_components(
     settings = OptimConfig(**{"learning_rate": 0.01, "max_grad_norm": 0.0, **optim})
     config = train_config({"run": run})
     return TrainingComponents(
-        trainee=Trainee(model),
+        module=TrainingModule(model),
         optimizer=build_optimizer(model, settings),
         schedule=build_schedule(settings, train_steps=config.run.train_steps, hidden_size=32),
         precision=precision or Precision(weights=torch.float32),

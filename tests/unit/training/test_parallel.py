@@ -1,4 +1,4 @@
-"""Runs whose weights or blocks are divided among processes give the losses and weights of one process.
+"""Runs whose weights or blocks are sharded among processes give the losses and weights of one process.
 
 torchrun runs this very file.
 """
@@ -229,7 +229,7 @@ def task(copy_task: Any) -> Any:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("variants", [VARIANTS, TENSOR_PARALLEL, OPTIMIZED], ids=["models", "tensor parallel", "optim"])
-def test_a_divided_run_is_that_of_one_process(task: Any, variants: dict[str, dict[str, dict[str, Any]]]) -> None:
+def test_a_sharded_run_is_that_of_one_process(task: Any, variants: dict[str, dict[str, dict[str, Any]]]) -> None:
     runs: dict[int, list[dict[str, Any]]] = {2: [], 4: []}
     for variant, given in variants.items():
         sections = prepared(task, given)
@@ -256,7 +256,7 @@ def test_a_divided_run_is_that_of_one_process(task: Any, variants: dict[str, dic
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("pure", [False, True])
-def test_divided_runs_in_bf16_are_those_of_one_process(task: Any, pure: bool) -> None:
+def test_sharded_runs_in_bf16_are_those_of_one_process(task: Any, pure: bool) -> None:
     sections = {**LM, "performance": {"model_dtype": "bf16", "pure_bf16": pure}}
     # One micro-batch on each rank: more are summed in another order than by one process.
     torchrun(task.folder, [options(task, "shared", **sections, run={"accum_count": [1]})])
@@ -271,7 +271,7 @@ def test_divided_runs_in_bf16_are_those_of_one_process(task: Any, pure: bool) ->
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_run_goes_on_with_another_division(task: Any) -> None:
+def test_a_run_goes_on_with_another_sharding(task: Any) -> None:
     def resumed(name: str) -> dict[str, Any]:
         return {"run": {"train_from": str(task.folder / name)}}
 

@@ -97,8 +97,8 @@ def test_processes_hold_parts_of_what_one_holds(copy_task: Any) -> None:
     assert halves.forward["activations"] < whole.forward["activations"]
 
 
-def test_auto_divides_what_does_not_fit(copy_task: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_shards_what_does_not_fit(copy_task: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     config = copy_task.config(devices={"device": "cpu", "world_size": 2, "shard": "auto"})
     for room, parts in ((1, 2), (1 << 40, 1), (None, 1)):
         monkeypatch.setattr(estimate, "memory_of", lambda device, *, processes, room=room: room)
-        assert plan(config).division.shards == parts
+        assert plan(config).sharding.shards == parts

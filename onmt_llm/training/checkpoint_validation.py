@@ -21,7 +21,7 @@ from onmt_llm.log import logger
 from onmt_llm.nn.device import resolve_device
 from onmt_llm.training.checkpointing.train_from import resume_update, with_start_options
 from onmt_llm.training.metrics.totals import Totals
-from onmt_llm.training.parallel import Trainee
+from onmt_llm.training.parallel import TrainingModule
 from onmt_llm.training.process.dist import World
 from onmt_llm.training.run_folder import pass_over, watched_checkpoints
 from onmt_llm.training.setup.inputs import open_objective, open_pipeline
@@ -118,5 +118,5 @@ def _validated(config: TrainConfig, path: Path, corpora: list[str]) -> Iterator[
     for name in corpora:
         corpus = {name: valid[name]}
         pipeline = open_pipeline(config, start.codec, corpus, training=False, seed=max(config.run.seed, 0), world=world)
-        found = validate(Trainee(model), {name: pipeline}, precision=precision, world=world, objective=objective)
+        found = validate(TrainingModule(model), {name: pipeline}, precision=precision, world=world, objective=objective)
         yield name, found[name]

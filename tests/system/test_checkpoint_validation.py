@@ -19,7 +19,7 @@ import yaml
 from onmt_llm.cli.eval import main as evaluate
 from onmt_llm.cli.plot import main as plot
 from onmt_llm.generate.scorers import SCORERS
-from onmt_llm.training.offline import locked
+from onmt_llm.training.checkpoint_validation import locked
 from onmt_llm.training.run_folder import checkpoints
 
 WORDS = [f"w{i}" for i in range(12)]

@@ -1,6 +1,6 @@
-"""Build a model that is divided among the processes, none of which ever holds more than its part.
+"""Build a model that is sharded among the processes, none of which ever holds more than its part.
 
-The model is quantised, adapted and divided on the meta device, so each process allocates its part alone. Then tensors
+The model is quantised, adapted and sharded on the meta device, so each process allocates its part alone. Then tensors
 are read, or drawn, one after the other, and each process keeps its rows of them.
 """
 
@@ -24,7 +24,7 @@ from onmt_llm.nn.lora.model import check_lora_shapes
 from onmt_llm.nn.quantized import Int8Linear, quantize_rows
 from onmt_llm.nn.transformer import Transformer, parameter_shapes, set_embedding_noise
 from onmt_llm.training.optim.precision import Precision, trainable_to_float32
-from onmt_llm.training.parallel import Trainee
+from onmt_llm.training.parallel import TrainingModule
 from onmt_llm.training.process.shards import fill, fill_drawn
 from onmt_llm.training.setup.layers import LayerPlan
 from onmt_llm.training.setup.model import build_on_meta, check_size
@@ -35,7 +35,7 @@ _WRAPPED = re.compile(r"\.(base|twin)(?=\.)")
 
 
 def needs_whole_weights(config: TrainConfig, start: Start, layers: LayerPlan) -> str:
-    """The options for which each process has to load the whole model before it is divided; empty = none."""
+    """The options for which each process has to load the whole model before it is sharded; empty = none."""
     vectors, lora = config.embeddings, layers.lora
     options = {
         "update_vocab": start.old_codec is not None,
@@ -49,7 +49,7 @@ def needs_whole_weights(config: TrainConfig, start: Start, layers: LayerPlan) ->
     return ", ".join(option for option, is_used in options.items() if is_used)
 
 
-def build_divided(
+def build_sharded(
     config: TrainConfig,
     start: Start,
     layers: LayerPlan,
@@ -57,9 +57,9 @@ def build_divided(
     *,
     device: torch.device,
     parts: int,
-    divide: Callable[[Trainee], None],
+    shard: Callable[[TrainingModule], None],
     reference: Transformer | None = None,
-) -> Trainee:
+) -> TrainingModule:
     """The model ready for training, of which each process has only ever held its part.
 
     Args:
@@ -68,9 +68,9 @@ def build_divided(
         layers: Adapters, twins and quantised layers.
         precision: Number formats.
         device: Device of this process.
-        parts: Number of processes that divide one copy of the weights.
-        divide: Divides a model on the meta device.
-        reference: The reference model of a preference loss; divided too if it is on the meta device.
+        parts: Number of processes that share one copy of the weights.
+        shard: Shards a model on the meta device.
+        reference: The reference model of a preference loss; sharded too if it is on the meta device.
 
     Raises:
         ConfigError: A new model does not fit into main memory.
@@ -92,23 +92,23 @@ def build_divided(
         check_lora_shapes(model, {name: start.adapter.shape(name) for name in start.adapter.adapter_names()})
     elif layers.twins is not None and start.adapter is not None:
         check_twins(start.adapter, parameter_shapes(start.stored_model))
-    divides_reference = reference is not None and is_on_meta(reference)
-    trainee = Trainee(model, reference if divides_reference else None)
-    divide(trainee)
-    trainee.to_empty(device=device)
+    shards_reference = reference is not None and is_on_meta(reference)
+    module = TrainingModule(model, reference if shards_reference else None)
+    shard(module)
+    module.to_empty(device=device)
     if start.weights is None:
         _draw(model, param_init=config.start.param_init, glorot=config.start.param_init_glorot)
     else:
         read_weights(model, start.weights, start.adapter, dtype=precision.weights)
-    if trainee.reference is not None:
+    if module.reference is not None:
         weights = Checkpoint.open(str(config.preference.reference_model))
-        read_weights(trainee.reference, weights, dtype=precision.weights)
+        read_weights(module.reference, weights, dtype=precision.weights)
     set_quant_compute(model, config.quantization, device)
-    return trainee
+    return module
 
 
 def open_reference(path: str, dtype: Dtype, device: torch.device) -> Transformer:
-    """A model on the meta device, for `build_divided`; with an adapter it is loaded, and stays whole."""
+    """A model on the meta device, for `build_sharded`; with an adapter it is loaded, and stays whole."""
     checkpoint = Checkpoint.open(path)
     if checkpoint.has_adapter:
         return load_model(path, dtype, device)
@@ -148,7 +148,7 @@ def _draw(model: Transformer, *, param_init: float, glorot: bool) -> None:
 def read_weights(
     model: Transformer, weights: Checkpoint, adapter: Checkpoint | None = None, *, dtype: torch.dtype
 ) -> None:
-    """Give a divided model the weights of a checkpoint.
+    """Give a sharded model the weights of a checkpoint.
 
     Args:
         model: With memory for its parts.
