@@ -121,7 +121,7 @@ def open_imported(
         raise ConfigError(f"tokenizer_model cannot be 'none' for a model that holds its vocabulary ({name}).")
     if options.src_tokenizer_model is not None and (name != "opennmt" or options.tokenizer_model is None):
         raise ConfigError(
-            "src_tokenizer_model must go with tokenizer_model, and with a model of OpenNMT-py; one of them is missing."
+            "src_tokenizer_model needs tokenizer_model and a model of OpenNMT-py, but one of them is missing."
         )
     try:
         return SOURCES[name].open(path, options)

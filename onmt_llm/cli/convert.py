@@ -50,7 +50,7 @@ def _problems(loaded: Loaded[Any]) -> Iterator[Problem]:
         sentence = f"'dtype' must be left out with 'to: gguf', but is {options.dtype}."
         yield Problem(sentence, loaded.where("dtype"), hint="use 'quantization'")
     if options.to != "gguf" and options.quantization is not None:
-        sentence = f"'quantization' must go with 'to: gguf', but is {options.quantization} without it."
+        sentence = f"'quantization' needs 'to: gguf', but is {options.quantization} without it."
         yield Problem(sentence, loaded.where("quantization"), hint="use 'dtype'")
     if options.to in _ELSEWHERE:
         hint = _ELSEWHERE[options.to].format(model=options.model_dir, output=options.output)

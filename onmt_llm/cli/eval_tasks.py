@@ -29,10 +29,10 @@ def problems(loaded: Loaded[Any]) -> Iterator[Problem]:
         yield Problem(f"'model' or 'save_model' must be given, but {found}.", hint=USAGE)
     if harness.save_model and loaded.job.measure.output:
         yield Problem(
-            "'output' must go with 'model', but goes with 'save_model'.", hint="each checkpoint has a file of its own"
+            "'output' must be left out with 'save_model', but is given.", hint="each checkpoint has a file of its own"
         )
     if harness.watch and loaded.job.measure.model:
-        yield Problem("'watch' must go with 'save_model', but goes with 'model'.", loaded.where("watch"))
+        yield Problem("'watch' needs 'save_model', but 'model' is given.", loaded.where("watch"), hint="remove 'watch'")
     for name in ("mmlu", "include_path"):
         folder = getattr(harness, name)
         if folder and not Path(folder).is_dir():

@@ -274,10 +274,10 @@ class ExpansionConfig(Section):
         if not self.expand_stacks:
             raise ValueError("expand_stacks must name encoder, decoder or both, but is empty")
         if self.expand_type == "stack" and "expand_lerp" in self.model_fields_set:
-            raise ValueError("expand_lerp must go with expand_type: concat, but that is stack")
+            raise ValueError("expand_lerp needs expand_type: concat, but that is stack: remove expand_lerp")
         if self.expand_divergence and not (self.is_on and self.expand_type == "concat" and not self._in_encoder):
             raise ValueError(
-                "expand_divergence must go with expand_every or expand_blocks, expand_type: concat and "
+                "expand_divergence needs expand_every or expand_blocks, expand_type: concat and "
                 "expand_stacks: [decoder]"
             )
         return self
@@ -304,7 +304,7 @@ class QuantizationConfig(Section):
     def _check(self) -> QuantizationConfig:
         if self.quant_compute == "int8" and self.quant_type != "int8":
             kind = self.resolved_type or "not set"
-            raise ValueError(f"quant_compute: int8 must go with quant_type: int8, but quant_type is {kind}")
+            raise ValueError(f"quant_compute: int8 needs quant_type: int8, but quant_type is {kind}")
         return self
 
 

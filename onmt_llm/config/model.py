@@ -286,21 +286,21 @@ class ModelConfig(Section):
         if self.encoder_layers + self.decoder_layers < 1:
             raise ValueError("encoder_layers + decoder_layers must be >= 1, but both are 0")
         if self.shared_norm and not self.parallel_residual:
-            raise ValueError("shared_norm must go with parallel_residual, which is false")
+            raise ValueError("shared_norm needs parallel_residual: true, but that is false")
         if self.qk_norm_type == "layernorm" and self.qk_norm_over == "all_heads":
             raise ValueError("qk_norm_type must be rmsnorm with qk_norm_over: all_heads, but is layernorm")
         if self.embedding_scale is not None and self.scale_embeddings:
-            raise ValueError(f"embedding_scale must go with scale_embeddings: false, but is {self.embedding_scale}")
+            raise ValueError("embedding_scale needs scale_embeddings: false, but that is true")
         if self.logit_scale is not None and self.scale_logits:
-            raise ValueError(f"logit_scale must go with scale_logits: false, but is {self.logit_scale}")
+            raise ValueError("logit_scale needs scale_logits: false, but that is true")
         if self.attention_scale is not None and not self.scale_attention:
-            raise ValueError(f"attention_scale must go with scale_attention: true, but is {self.attention_scale}")
+            raise ValueError("attention_scale needs scale_attention: true, but that is false")
         if self.attention_softcap is not None and self.position == "shaw":
             raise ValueError(f"attention_softcap must be null with position: shaw, but is {self.attention_softcap}")
         if self.attention_sinks and (self.attention_softcap is not None or self.position == "shaw"):
             raise ValueError("attention_sinks must be false with attention_softcap or position: shaw, but is true")
         if self.activation == "clamped_swiglu" and not self.ffn_gated:
-            raise ValueError("activation: clamped_swiglu must go with ffn_gated: true, but it is false")
+            raise ValueError("activation: clamped_swiglu needs ffn_gated: true, but that is false")
         if self.position == "rotary":
             self.rope.check(self.rotary_size)
         if self.position == "shaw" and self.relative_positions < 1:
@@ -320,8 +320,8 @@ class ModelConfig(Section):
         self._check_features()
         if self.share_embeddings and self.encoder_layers and self.src_vocab_size not in (None, self.vocab_size):
             raise ValueError(
-                f"share_embeddings must go with one vocabulary, but src_vocab_size is {self.src_vocab_size} and "
-                f"vocab_size {self.vocab_size}"
+                f"share_embeddings needs one vocabulary, but src_vocab_size is {self.src_vocab_size} and vocab_size "
+                f"{self.vocab_size}"
             )
         return self
 
@@ -340,7 +340,7 @@ class ModelConfig(Section):
                 f"{window} with {within} of them"
             )
         if self.rope_layers and self.position != "rotary":
-            raise ValueError(f"rope_layers must go with position: rotary, but it is {self.position}")
+            raise ValueError(f"rope_layers needs position: rotary, but position is {self.position}")
 
     def _check_latent(self) -> None:
         found = {
@@ -363,7 +363,7 @@ class ModelConfig(Section):
         if not self.src_features:
             return
         if self.is_decoder_only:
-            raise ValueError("src_features must go with an encoder, but encoder_layers is 0")
+            raise ValueError("src_features needs an encoder, but encoder_layers is 0")
         if self.feat_merge == "concat" and (self.share_embeddings or self.src_token_size < 1):
             raise ValueError(
                 "feat_merge: concat must leave the token embedding a matrix of its own, but share_embeddings is "

@@ -251,7 +251,7 @@ class TrackingConfig(Section):
         if steps and (len(steps) != 2 or steps[0] > steps[1]):
             raise ValueError(f"profile_steps must be a first and a last step, but is {steps}")
         if self.profile_flops and not steps:
-            raise ValueError("profile_flops must go with profile_steps, which is empty")
+            raise ValueError("profile_flops needs profile_steps, but that is empty: set it, or remove profile_flops")
         return self
 
 
@@ -328,7 +328,7 @@ class TrainConfig(Section):
             yield f"{' and '.join(named)} must be left out with objective: {self.corpora.objective}"
         if self.corpora.objective == "sft" and "reward_accuracy" in self.validation.early_stopping_criteria:
             *others, last = (name for name in get_args(ObjectiveName) if name != "sft")
-            yield f"early_stopping_criteria reward_accuracy must go with objective: {', '.join(others)} or {last}"
+            yield f"early_stopping_criteria reward_accuracy needs objective: {', '.join(others)} or {last}"
         if self.expansion.is_on and self.lora.is_on:
             yield "expand_every and expand_blocks must be left out with LoRA (lora_layers, lora_embedding)"
         yield from _same_length(accum_count=run.accum_count, accum_steps=run.accum_steps)
@@ -337,14 +337,14 @@ class TrainConfig(Section):
             if getattr(run, option) and derived in written:
                 yield f"{derived} must be left out with {option}, from which it follows"
         if run.max_tokens and self.batching.packing == "off":
-            yield "max_tokens must go with packing, where the tokens of an update are known, but packing is off"
+            yield "max_tokens needs packing, where the tokens of an update are known, but packing is off"
         yield from _same_length(
             dropout=dropout.dropout,
             attention_dropout=dropout.attention_dropout,
             dropout_steps=dropout.dropout_steps,
         )
         if start.init_from and start.train_from != AUTO:
-            yield f"init_from must go with train_from: {AUTO}, but that is {start.train_from or 'not given'}"
+            yield f"init_from needs train_from: {AUTO}, but that is {start.train_from or 'not given'}"
         if start.train_from == AUTO and start.reset_optim != "none":
             yield f"reset_optim must be none with train_from: {AUTO}, but is {start.reset_optim}"
 

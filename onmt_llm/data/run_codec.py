@@ -253,7 +253,7 @@ def _feature(config: TrainConfig, values: int) -> FeatureConfig:
 
 def _check_shared(model: ModelConfig, src_tokens: Sequence[str] | None) -> None:
     if src_tokens is not None and model.share_embeddings:
-        raise ConfigError("share_embeddings must go with one vocabulary for both sides: set share_vocab: true.")
+        raise ConfigError("share_embeddings needs one vocabulary, but each side has its own: set share_vocab: true.")
 
 
 def _open(spec: TokenizerSpec | None) -> Tokenizer | None:

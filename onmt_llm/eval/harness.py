@@ -130,7 +130,7 @@ class HarnessModel(TemplateLM):
             ConfigError: The model has no chat template, or the task begins the answer itself.
         """
         if self._codec.template is None:
-            raise ConfigError("'chat' must go with a model that has a chat template, but this one has none.")
+            raise ConfigError("'chat' needs a model that has a chat template, but this one has none.")
         if not add_generation_prompt:
             raise ConfigError("'chat' must not be used for a task that begins the answers itself (gen_prefix), but is.")
         messages = [Message(turn["role"], turn["content"]) for turn in chat_history]

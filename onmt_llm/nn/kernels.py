@@ -29,7 +29,7 @@ def resolve_kernels(wanted: Literal["auto", "torch", "liger"], device_type: str)
     """
     if wanted == "liger" and device_type != "cuda":
         hint = "kernels: torch serves every device"
-        raise ConfigError(f"kernels: liger must go with a GPU, but the device is {device_type}.", hint=hint)
+        raise ConfigError(f"kernels: liger needs a GPU, but the device is {device_type}.", hint=hint)
     installed = device_type == "cuda" and importlib.util.find_spec("liger_kernel") is not None
     return "liger" if wanted == "liger" or (wanted == "auto" and installed) else "torch"
 

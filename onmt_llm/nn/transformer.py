@@ -285,7 +285,7 @@ def _check(config: ModelConfig) -> None:
     both = config.encoder_layers > 0 and config.decoder_layers > 0
     if config.parallel_residual and (config.norm_position != "pre" or both):
         raise ConfigError(
-            "parallel_residual must go with norm_position: pre and a single stack, but the model has "
+            "parallel_residual needs norm_position: pre and a single stack, but the model has "
             f"norm_position: {config.norm_position}, encoder_layers: {config.encoder_layers}, "
             f"decoder_layers: {config.decoder_layers}."
         )

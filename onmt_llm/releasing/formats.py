@@ -90,7 +90,7 @@ def release(
     numbers = quantization if isinstance(quantization, NumberFormat) else NumberFormat(quantization)
     numbers.check()
     if numbers.compare_plain and verify == "off":
-        raise ConfigError("compare_plain must go with verify: strict or warn, but verify is off.")
+        raise ConfigError("compare_plain needs verify: strict or warn, but verify is off.")
     report = FORMATS[format](checkpoint, path, numbers=numbers, verify=verify, text=text, force=force)
     if path.is_dir():
         write_card(checkpoint, path, report, card)

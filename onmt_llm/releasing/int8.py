@@ -36,7 +36,7 @@ def prepared(checkpoint: Checkpoint, numbers: NumberFormat) -> tuple[Quality, Ch
         return numbers.quality or "rotated", rotated(checkpoint)
     if numbers.quality == "rotated":
         raise UnsupportedError(
-            f"quality: rotated must go with a model that can be rotated, but {checkpoint.path} cannot be: {obstacle}.",
+            f"quality: rotated needs a model that can be rotated, but {checkpoint.path} cannot be: {obstacle}.",
             hint="without this option the model is quantised as it is",
         )
     logger.info("The model is quantised without rotating it; it cannot be rotated: %s.", obstacle)

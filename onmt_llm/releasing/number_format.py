@@ -35,7 +35,7 @@ class NumberFormat:
         return self.quantization in INT8
 
     def check(self) -> None:
-        """Refuse settings that do not go together.
+        """Refuse settings that contradict each other.
 
         Raises:
             ConfigError: Some are for int8, but nothing is int8, or calibration and its text are not given together.
@@ -45,12 +45,12 @@ class NumberFormat:
         given += ["compare_plain: true"] if self.compare_plain else []
         if given and not self.is_int8:
             raise ConfigError(
-                f"{' and '.join(given)} must go with a quantization to int8, but quantization is "
+                f"{' and '.join(given)} must be left out without a quantization to int8, but quantization is "
                 f"{self.quantization or 'not set'}."
             )
         if (self.quality == "calibrated") != (self.calibration is not None):
             raise ConfigError(
-                "quality: calibrated and calibration_text must go together, but quality is "
+                "quality: calibrated and calibration_text need each other, but quality is "
                 f"{self.quality or 'not set'} {'without' if self.calibration is None else 'with'} a text.",
                 hint="give --calibration_text FILE with text of the kind that the model will read, or --config FILE "
                 "of the run that trained the model, whose corpora are then used",

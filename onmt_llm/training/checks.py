@@ -73,7 +73,7 @@ def check_sharding(config: TrainConfig, world_size: int, quant_type: str) -> Non
     devices, optim = config.devices, config.optimizer.optim
     if devices.shard == "off" and config.safety.checkpoint_shards == "on":
         raise ConfigError(
-            "checkpoint_shards: on must go with sharded weights, but shard is off.",
+            "checkpoint_shards: on needs sharded weights, but shard is off.",
             hint="set shard: full, or leave checkpoint_shards out",
         )
     if devices.shard != "full" or world_size == 1:

@@ -33,6 +33,8 @@ NAMES = {
     r"spelt.out": "materialized",
     r"\bwhat_else\b": "skipped_counts",
     r"\bleap(s|t|ed)?\b": "loss spike",
+    r"\b[Tt]rainee\b": "TrainingModule",
+    r"\b(build|is|_is)_divided\b|\bdivided_like\b": "sharded",
 }
 IDIOMS = {
     r"\bgone on from\b|\bgo(es)? on from\b|\bgoing on with\b|\bgo(es)? on with\b": "resume",
@@ -61,6 +63,7 @@ IDIOMS = {
     r"\bthe house\b": "the code base",
     r"\bown door\b|\bat the door\b": "command; at the boundary",
     r"\bwhat there is\b": "what exists, the available ...",
+    r"\bmust go with(out)?\b": "X needs Y: set Y, or remove X",
     r"\bnone but\b|\bnothing but\b": "only",
 }
 

@@ -282,7 +282,7 @@ def test_two_subword_models_are_stored_each_on_its_side(tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(tmp_path / "ours")
     specs = (checkpoint.config.src_tokenizer, checkpoint.config.tokenizer)
     assert [(checkpoint.path / str(spec and spec.file)).read_text() for spec in specs] == ["de", "en"]
-    with pytest.raises(ConfigError, match="src_tokenizer_model must go with tokenizer_model"):
+    with pytest.raises(ConfigError, match="src_tokenizer_model needs tokenizer_model"):
         convert(tmp_path / "model.pt", tmp_path / "no", src_tokenizer_model=models["de"])
 
 

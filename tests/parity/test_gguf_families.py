@@ -382,7 +382,7 @@ def test_other_layouts_of_experts(tmp_path: Path, arrange: Arrange) -> None:
     ("name", "key", "value", "sentence"),
     [
         ("granite", "rope.scaling.finetuned", False, "rope.scaling.finetuned in .* must be true, but is false"),
-        ("llama", "rope.scaling.attn_factor", 1.5, r"attn_factor must go with rope_factors_long\.weight, but is 1\.5"),
+        ("llama", "rope.scaling.attn_factor", 1.5, r"attn_factor needs rope_factors_long\.weight, but is 1\.5"),
         ("qwen3moe", "expert_weights_scale", 2.5, "there is also expert_weights_scale"),
         ("qwen2 yarn", "rope.scaling.yarn_log_multiplier", 0.1, "there is also rope.scaling.yarn_log_multiplier"),
         ("glm4", "nextn_predict_layers", 1, "there is also nextn_predict_layers"),

@@ -49,7 +49,7 @@ def _copies(key: str, user: dict[str, Any], result: Translation) -> None:
         result.errors.append((key, f"'{key}' must be a number of copies, at least 1, but is {copies}."))
     elif type(processes) is not int:
         if not size:
-            result.errors.append((key, f"'{key}' must go with world_size, from which shard_size follows."))
+            result.errors.append((key, f"'{key}' needs world_size, from which shard_size follows."))
     elif processes % copies or size not in (None, processes // copies):
         share = "" if size is None else f" that {size} processes share"
         result.errors.append((key, f"'{key}' copies{share} must be those of world_size {processes}, but are {copies}."))

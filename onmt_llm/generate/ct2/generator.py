@@ -112,7 +112,7 @@ class Ct2Generator:
 
         Raises:
             ConfigError: The options contradict each other, or CTranslate2 lacks one of them.
-            UnsupportedError: An option does not go with a prompt of this length.
+            UnsupportedError: An option does not work with a prompt of this length.
             DataError: A prompt is too long.
         """
         self._decoding.check(options, prefixes=prefixes)
@@ -307,7 +307,7 @@ class Ct2Generator:
         window = self._codec.config.model.sliding_window
         if _has_penalties(options):
             raise UnsupportedError(
-                f"A prompt of more than sliding_window = {window} tokens must go without repetition_penalty and "
+                f"A prompt of more than sliding_window = {window} tokens cannot be answered with repetition_penalty or "
                 "block_ngram_repeat, since CTranslate2 would count its tokens as tokens of the answer.",
                 hint="use the torch engine (a checkpoint instead of the release), or leave the option out",
             )

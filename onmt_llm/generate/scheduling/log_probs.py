@@ -29,8 +29,7 @@ def check_log_probs(request: Request, *, is_decoder_only: bool) -> None:
     options = request.options
     if options.beam_size > 1 or options.n_best > 1:
         raise ConfigError(
-            f"Log probabilities must go with beam_size 1 and n_best 1, but these are {options.beam_size} and "
-            f"{options.n_best}."
+            f"Log probabilities need beam_size 1 and n_best 1, but these are {options.beam_size} and {options.n_best}."
         )
     if request.prompt_log_probs and not is_decoder_only:
         raise ConfigError(

@@ -44,7 +44,7 @@ class ChatJob:
             message = f"'model' must be a language model to chat, but {model.name} translates: use /v1/completions."
             raise Refusal(400, message, param="model", code="unsupported_value")
         if parameters.top_logprobs is not None and not parameters.logprobs:
-            raise Refusal(400, "'top_logprobs' must go with 'logprobs': true, but does not.", param="top_logprobs")
+            raise Refusal(400, "'top_logprobs' needs 'logprobs': true, but that is not set.", param="top_logprobs")
         if None not in (parameters.max_tokens, parameters.max_completion_tokens):
             raise Refusal(400, "'max_tokens' must be left out with 'max_completion_tokens'.", param="max_tokens")
         max_tokens = parameters.max_completion_tokens or parameters.max_tokens

@@ -125,9 +125,9 @@ def _check(parameters: CompletionParameters, model: ServedModel, *, beam_size: i
     if parameters.max_tokens == 0 and not (parameters.echo and not parameters.stream):
         raise Refusal(400, "'max_tokens' must be at least 1 without 'echo', but is 0.", param="max_tokens")
     if parameters.echo and model.codec.task == "seq2seq":
-        raise Refusal(400, "'echo' must go with a language model, but the model translates.", param="echo")
+        raise Refusal(400, "'echo' needs a language model, but the model translates.", param="echo")
     if parameters.logprobs is not None and beam_size > 1:
-        message = f"'logprobs' must go without beam search, but the model's beam_size is {beam_size}."
+        message = f"'logprobs' must be left out with beam search, but the model's beam_size is {beam_size}."
         raise Refusal(400, message, param="logprobs", code="unsupported_value")
 
 

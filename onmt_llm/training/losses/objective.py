@@ -126,5 +126,5 @@ def open_alignment(
         raise ConfigError(f"alignment_heads must be at most heads, {model.heads}, but is {heads}.")
     missing = [name for name, corpus in corpora.items() if not corpus.path_align]
     if missing:
-        raise ConfigError(f"lambda_align must go with a path_align in every corpus, but {', '.join(missing)} has none.")
+        raise ConfigError(f"lambda_align needs a path_align in every corpus, but {', '.join(missing)} has none.")
     return GuidedAlignment(objective.lambda_align, layer % layers, heads, objective.full_context_alignment)

@@ -34,7 +34,7 @@ def build_optimizer(model: nn.Module, settings: OptimConfig, *, pure_bf16: bool 
     if not pure_bf16:
         return OPTIMIZERS[settings.optim].build(groups, settings)
     if settings.optim != "adamw":
-        raise ConfigError(f"pure_bf16 must go with optim: adamw, but optim is {settings.optim}.")
+        raise ConfigError(f"pure_bf16 needs optim: adamw, but optim is {settings.optim}.")
     return KahanAdamW(groups, **adam_arguments(settings))
 
 

@@ -118,7 +118,7 @@ def choose_precision(
         what = "LoRA, whose adapters are float32" if lora else f"model_dtype: {model_dtype}"
         what = "expanded blocks, which are float32" if expanded else what
         raise ConfigError(
-            f"pure_bf16 must go with full training in model_dtype: bf16, but goes with {what}.",
+            f"pure_bf16 needs full training in model_dtype: bf16, but this run has {what}.",
             hint="leave it out",
         )
     dtype = DTYPES[model_dtype]

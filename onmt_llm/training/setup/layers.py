@@ -92,12 +92,12 @@ def resolve_layers(
     quantised, quant_type = _quantised(config.quantization, stored or expansion, gated)
     if quantised and LayerPlan(spec, expansion).beside_base is None:
         raise ConfigError(
-            f"quant_layers must go with LoRA or expand_type: concat, since quantised weights are neither trained nor "
+            f"quant_layers needs LoRA or expand_type: concat, since quantised weights are neither trained nor "
             f"saved, but the run has neither (quant_layers: {', '.join(quantised)})."
         )
     if spec is not None and spec.init == "loftq" and not quantised:
         raise ConfigError(
-            "lora_init: loftq must go with quant_layers, to compensate their quantisation error, but there are none.",
+            "lora_init: loftq needs quant_layers, whose quantisation error it compensates, but there are none.",
             hint="lora_init: pissa works on full-precision layers",
         )
     update = {"quant_layers": list(quantised), "quant_type": quant_type}

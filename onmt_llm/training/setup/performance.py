@@ -32,7 +32,7 @@ def check_device(performance: PerformanceConfig, device_type: str) -> None:
     resolve_kernels(performance.kernels, device_type)
     if performance.offload_activations and device_type == "cpu":
         raise ConfigError(
-            "offload_activations must go with a GPU, whose activations it moves to main memory, but the device is cpu.",
+            "offload_activations needs a GPU, whose activations it moves to main memory, but the device is cpu.",
             hint="use_ckpting: [block] saves memory on a CPU",
         )
 

@@ -188,7 +188,7 @@ def _chosen_blocks(options: ExpansionConfig, base: ModelConfig) -> list[str]:
 def _new_expansion(options: ExpansionConfig, base: ModelConfig) -> ExpansionSpec:
     if options.expand_type == "stack" and base.norm_position != "pre":
         raise ConfigError(
-            "expand_type: stack must go with norm_position: pre, since an added block would still normalise its input "
+            "expand_type: stack needs norm_position: pre, since an added block would still normalise its input "
             f"with norm_position: {base.norm_position}.",
             hint="expand_type: concat works with it too",
         )
@@ -226,12 +226,12 @@ def _with_new_vocabulary(start: Start, config: TrainConfig) -> Start:
     """
     if start.expansion is not None:
         raise ConfigError(
-            "update_vocab must go with training the whole model, since expanded blocks leave new rows untrained.",
+            "update_vocab needs training of the whole model, since expanded blocks leave new rows untrained.",
             hint="leave expand_every and expand_blocks out, or change the vocabulary in a run before",
         )
     if start.adapter is not None or config.lora.is_on:
         raise ConfigError(
-            "update_vocab must go with training the whole model, since adapters leave new rows untrained.",
+            "update_vocab needs training of the whole model, since adapters leave new rows untrained.",
             hint="take LoRA out, or merge the adapter into its base first",
         )
     assert start.weights is not None

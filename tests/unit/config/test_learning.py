@@ -1,4 +1,4 @@
-"""LoRA, block expansion, quantised base weights and validation: options that must go together."""
+"""LoRA, block expansion, quantised base weights and validation: options that need each other."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_block_expansion_is_requested_by_its_blocks() -> None:
         ({"expand_blocks": [1, 1]}, "expand_blocks must name each once, but is 1, 1"),
         ({"expand_stacks": ["decoder", "decoder"]}, "expand_stacks must name each once"),
         ({"expand_stacks": []}, "expand_stacks must name encoder, decoder or both, but is empty"),
-        ({"expand_type": "stack", "expand_lerp": 0.5}, "expand_lerp must go with expand_type: concat"),
+        ({"expand_type": "stack", "expand_lerp": 0.5}, "expand_lerp needs expand_type: concat"),
     ],
 )
 def test_contradictory_expansions_are_refused(values: dict[str, Any], sentence: str) -> None:
@@ -42,7 +42,7 @@ def test_layers_to_quantise_without_a_type_are_bitsandbytes_int8() -> None:
 
 @pytest.mark.parametrize(("kind", "named"), [("bnb_NF4", "bnb_NF4"), ("", "not set")])
 def test_only_int8_weights_are_multiplied_in_int8(kind: str, named: str) -> None:
-    with pytest.raises(ValueError, match=f"must go with quant_type: int8, but quant_type is {named}"):
+    with pytest.raises(ValueError, match=f"needs quant_type: int8, but quant_type is {named}"):
         QuantizationConfig.model_validate({"quant_compute": "int8", "quant_type": kind})
 
 

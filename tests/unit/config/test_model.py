@@ -22,12 +22,12 @@ def test_factors() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"attention_scale": 0.3, "scale_attention": False}, "attention_scale must go with scale_attention: true"),
-        ({"embedding_scale": 3.0, "scale_embeddings": True}, "embedding_scale must go with scale_embeddings: false"),
-        ({"logit_scale": 0.5, "scale_logits": True}, "logit_scale must go with scale_logits: false"),
+        ({"attention_scale": 0.3, "scale_attention": False}, "attention_scale needs scale_attention: true"),
+        ({"embedding_scale": 3.0, "scale_embeddings": True}, "embedding_scale needs scale_embeddings: false"),
+        ({"logit_scale": 0.5, "scale_logits": True}, "logit_scale needs scale_logits: false"),
         (
             {"encoder_layers": 2, "vocab_size": 8, "src_vocab_size": 9, "share_embeddings": True},
-            "share_embeddings must go with one vocabulary",
+            "share_embeddings needs one vocabulary",
         ),
     ],
 )

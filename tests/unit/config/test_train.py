@@ -22,7 +22,7 @@ CONFLICTS: dict[str, tuple[Sections, str]] = {
     ),
     "rewards without preferences": (
         {"validation": {"early_stopping_criteria": ["reward_accuracy"]}},
-        "early_stopping_criteria reward_accuracy must go with objective: dpo, orpo or kto",
+        "early_stopping_criteria reward_accuracy needs objective: dpo, orpo or kto",
     ),
     "adapters and new blocks": (
         {"lora": {"lora_layers": ["q_proj"]}, "expansion": {"expand_every": 2}},
@@ -38,7 +38,7 @@ CONFLICTS: dict[str, tuple[Sections, str]] = {
     ),
     "a start that nothing asks for": (
         {"start": {"init_from": "base"}},
-        "init_from must go with train_from: auto, but that is not given",
+        "init_from needs train_from: auto, but that is not given",
     ),
     "a reset of whatever there is": (
         {"start": {"train_from": "auto", "reset_optim": "all"}},
@@ -122,5 +122,5 @@ def test_the_profiled_steps_are_a_first_and_a_last_one(steps: list[int]) -> None
 
 @pytest.mark.parametrize("values", [{"profile_flops": True}, {"profile_flops": True, "profile_steps": []}])
 def test_operations_are_counted_in_profiled_steps_only(values: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="profile_flops must go with profile_steps, which is empty"):
+    with pytest.raises(ValueError, match="profile_flops needs profile_steps, but that is empty"):
         TrackingConfig.model_validate(values)

@@ -53,7 +53,7 @@ def test_tokens_make_steps(batching: dict[str, Any]) -> None:
     [
         ({"global_batch_size": 8, "accum_count": [2]}, {}, "accum_count must be left out with global_batch_size"),
         ({"max_tokens": 8, "train_steps": 2}, {"packing": "wrap"}, "train_steps must be left out with max_tokens"),
-        ({"max_tokens": 8}, {}, "max_tokens must go with packing"),
+        ({"max_tokens": 8}, {}, "max_tokens needs packing"),
     ],
 )
 def test_options_that_exclude_each_other(run: dict[str, Any], batching: dict[str, Any], sentence: str) -> None:

@@ -48,7 +48,7 @@ CASES = {
     "no output": (["compare", "MODEL", "OTHER", "-src", "SRC"], "'output' must be given"),
     "no tasks": (["tasks", "-model", "MODEL"], "'tasks' must be given"),
     "no name": (["tasks", "-tasks", ",", "-model", "MODEL"], "'tasks' must be given"),
-    "watched model": (["tasks", "-tasks", "x", "-model", "MODEL", "-watch", "9"], "'watch' must go with 'save_model'"),
+    "watched model": (["tasks", "-tasks", "x", "-model", "MODEL", "-watch", "9"], "'watch' needs 'save_model'"),
     "model and run": (["tasks", "-tasks", "x", "-model", "MODEL", "-save_model", "m"], "but both are"),
     "no model": (["tasks", "-tasks", "x"], "but neither is"),
     "no references": (["score", "-hyp", "SRC"], "'tgt' must be given"),

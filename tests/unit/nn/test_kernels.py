@@ -28,7 +28,7 @@ def test_what_is_asked_for_and_what_there_is(monkeypatch: pytest.MonkeyPatch) ->
     spec[0] = object()
     assert [resolve_kernels(wanted, "cuda") for wanted in ("auto", "torch")] == ["liger", "torch"]
     assert resolve_kernels("auto", "cpu") == "torch"
-    with pytest.raises(ConfigError, match="kernels: liger must go with a GPU, but the device is cpu"):
+    with pytest.raises(ConfigError, match="kernels: liger needs a GPU, but the device is cpu"):
         resolve_kernels("liger", "cpu")
 
 

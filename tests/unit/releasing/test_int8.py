@@ -63,7 +63,7 @@ def test_what_keep_float_refuses(tmp_path: Path) -> None:
             release(model, tmp_path / "out", quantization=NumberFormat("int8", keep_float=names))
         assert message in f"{caught.value} {caught.value.hint}"
     for format, quantization in (("ctranslate2", "float16"), ("ctranslate2", None), ("safetensors", None)):
-        with pytest.raises(ConfigError, match="quality: rotated and keep_float: mlp must go with a quantization"):
+        with pytest.raises(ConfigError, match="keep_float: mlp must be left out without a quantization"):
             release(
                 model,
                 tmp_path / "out",
@@ -140,7 +140,7 @@ def test_an_encoder_decoder_is_calibrated_on_its_translations(tmp_path: Path, no
 
 def test_what_calibration_refuses(tmp_path: Path) -> None:
     model = tiny.write_checkpoint(tmp_path / "m", tiny.llama(vocab_size=64), tiny.tokens(64))
-    with pytest.raises(ConfigError, match="quality: calibrated and calibration_text must go together, but quality is"):
+    with pytest.raises(ConfigError, match="quality: calibrated and calibration_text need each other, but quality is"):
         release(model, tmp_path / "out", quantization=NumberFormat("int8", "calibrated"))
     with pytest.raises(ConfigError, match="quality is rotated with a text"):
         release(model, tmp_path / "out", quantization=NumberFormat("int8", "rotated", "w1"))

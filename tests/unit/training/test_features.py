@@ -91,7 +91,7 @@ def test_width_of_the_embeddings(corpus: Path) -> None:
     [
         ({"corpora": {"transforms": []}}, "must include inferfeats"),
         ({"architecture": {"share_embeddings": True}}, "feat_merge: concat must leave"),
-        ({"architecture": {"encoder_layers": 0}, "run": {"model_task": "lm"}}, "src_features must go with an encoder"),
+        ({"architecture": {"encoder_layers": 0}, "run": {"model_task": "lm"}}, "src_features needs an encoder"),
         ({"corpora": {"src_feats_defaults": "N"}}, "must hold 2 values"),
     ],
 )

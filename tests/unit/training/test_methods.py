@@ -72,7 +72,7 @@ def test_a_variant_stays_what_it_is(copy_task: Any, base: str) -> None:
     with pytest.raises(ConfigError, match="use_rslora is False in the options and True in the adapter"):
         run(copy_task, "second", lora={"use_rslora": False}, more={"train_from": adapter})
     loftq = {"lora_layers": ["q_proj"], "lora_init": "loftq"}
-    with pytest.raises(ConfigError, match="loftq must go with quant_layers"):
+    with pytest.raises(ConfigError, match="loftq needs quant_layers"):
         run(copy_task, "third", lora=loftq, more={"train_from": base})
 
 
@@ -130,7 +130,7 @@ def test_moments_of_eight_bits_resume_to_the_bit(copy_task: Any, optim: str) -> 
 
 def test_pure_bf16_is_for_whole_models(copy_task: Any, base: str) -> None:
     more = {"train_from": base, "pure_bf16": True, "model_dtype": "bf16"}
-    with pytest.raises(ConfigError, match="pure_bf16 must go with full training in model_dtype: bf16, but goes with L"):
+    with pytest.raises(ConfigError, match="pure_bf16 needs full training in model_dtype: bf16, but this run has L"):
         run(copy_task, "a", lora={"lora_layers": ["q_proj"]}, more=more)
-    with pytest.raises(ConfigError, match="but goes with model_dtype: fp32"):
+    with pytest.raises(ConfigError, match="but this run has model_dtype: fp32"):
         run(copy_task, "b", more={**more, "model_dtype": "fp32"})

@@ -401,12 +401,12 @@ FAILURES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "activations that have nowhere to go": (
         {"run": {"offload_activations": True}},
         ConfigError,
-        r"offload_activations must go with a GPU.*the device is cpu(?s:.)*use_ckpting: \[block\]",
+        r"offload_activations needs a GPU.*the device is cpu(?s:.)*use_ckpting: \[block\]",
     ),
     "quantised full training": (
         {"quantization": {"quant_layers": ["w_1"], "quant_type": "int8"}},
         ConfigError,
-        "quant_layers must go with LoRA",
+        "quant_layers needs LoRA",
     ),
     "small vocab_size": (
         {"architecture": {**ARCHITECTURE, "vocab_size": 9}},

@@ -183,7 +183,7 @@ def _read_layers(found: HfConfig) -> Values:
 def _read_head_norms(found: HfConfig) -> Values:
     query, key = bool(found.get("query_norm")), bool(found.get("key_norm"))
     if query != key or (query and found.get("layer_norm") not in ("rms", "gemma-rms")):
-        raise UnsupportedError(f"query_norm and key_norm in {FILE} must go together, with an RMSNorm, but do not.")
+        raise UnsupportedError(f"query_norm and key_norm in {FILE} must be set together, with an RMSNorm, but are not.")
     return {"qk_norm": query}
 
 
@@ -211,7 +211,8 @@ def _read_positions(found: HfConfig) -> Values:
     scaled = bool(found.get("embeddings.normalize"))
     context = {"max_position": found.get("max_position_embeddings") or 8192, "scale_embeddings": scaled}
     if buckets and kind != "Relative":
-        raise UnsupportedError(f"relative_positions_buckets in {FILE} must go with Relative positions, not {kind}.")
+        sentence = f"relative_positions_buckets in {FILE} needs Relative positions, but the positions are {kind}."
+        raise UnsupportedError(sentence)
     if kind == "Learned":
         if scaled:
             raise UnsupportedError(f"normalize in {FILE} must be false with Learned positions, but is true.")
@@ -259,8 +260,8 @@ def _check_local(found: HfConfig) -> None:
     """Rotary positions with another base must be those of the layers with a sliding window."""
     if SLIDING not in (found.get("layer_types") or ()) or not found.get("sliding_window"):
         raise UnsupportedError(
-            f"interleave_local in {FILE} must go with layer_types, of which some are {SLIDING}, since eole gives "
-            "otherwise all layers the same window, but is set.",
+            f"interleave_local in {FILE} needs layer_types of which some are {SLIDING}, but there are none: eole then "
+            "gives all layers the same window.",
             hint="convert the model that it was made from",
         )
 

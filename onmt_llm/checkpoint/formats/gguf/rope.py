@@ -41,7 +41,7 @@ def _read(found: HfConfig) -> Values:
     elif _LONG in found:
         rope = plain.model_copy(update={"scaling": "longrope", **_longrope(found)})
     elif found.get(_MAGNITUDE, 1.0) != 1.0:
-        raise UnsupportedError(f"{_MAGNITUDE} must go with {_LONG}, but is {found[_MAGNITUDE]} without it.")
+        raise UnsupportedError(f"{_MAGNITUDE} needs {_LONG}, but is {found[_MAGNITUDE]} without it.")
     elif kind in _SCALINGS:
         rope = plain.model_copy(update={"scaling": kind, **_SCALINGS[kind](found)})
     else:

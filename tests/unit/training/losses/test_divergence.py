@@ -77,5 +77,5 @@ def test_the_loss_has_the_term_and_its_gradient(recomputed: bool) -> None:
     [{}, {"expand_every": 2, "expand_type": "stack"}, {"expand_every": 2, "expand_stacks": ["encoder", "decoder"]}],
 )
 def test_it_needs_copies_in_the_decoder(options: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError, match="expand_divergence must go with"):
+    with pytest.raises(ValidationError, match="expand_divergence needs"):
         ExpansionConfig(expand_divergence=1.0, **options)

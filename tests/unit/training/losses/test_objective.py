@@ -186,7 +186,7 @@ def _batch() -> Batch:
     [
         ({"alignment_layer": -3}, {}, "one of the decoder's 1 layers, from -1 to 0, but is -3"),
         ({"alignment_layer": 0, "alignment_heads": 3}, {}, "at most heads, 2, but is 3"),
-        ({"alignment_layer": 0}, {}, "must go with a path_align in every corpus, but train has none"),
+        ({"alignment_layer": 0}, {}, "needs a path_align in every corpus, but train has none"),
         ({}, {"encoder_layers": 0}, "must be 0 for a language model"),
     ],
 )

@@ -52,7 +52,7 @@ def test_weights_and_autocast(dtype: str, options: dict[str, Any], weights: torc
     [("bf16", {"lora": True}, "LoRA"), ("bf16", {"expanded": True}, "expanded blocks"), ("fp32", {}, "fp32")],
 )
 def test_pure_bf16_is_for_full_training_in_bf16(dtype: str, options: dict[str, Any], what: str) -> None:
-    with pytest.raises(ConfigError, match=f"pure_bf16 must go with full training in model_dtype: bf16.*{what}"):
+    with pytest.raises(ConfigError, match=f"pure_bf16 needs full training in model_dtype: bf16.*{what}"):
         choose(dtype, pure_bf16=True, **options)
 
 

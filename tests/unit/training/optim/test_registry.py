@@ -171,7 +171,7 @@ def test_bf16_weights_follow_float32_ones_where_bf16_alone_stands_still() -> Non
     # half a unit in the last place of bf16 below 1, and the same of both numbers together
     assert (ends["kahan"] - ends["float32"]).abs().max() <= 2**-9 + 1e-4
     assert (ends["with the rest"] - ends["float32"]).abs().max() < 1e-4
-    with pytest.raises(ConfigError, match="pure_bf16 must go with optim: adamw, but optim is sgd"):
+    with pytest.raises(ConfigError, match="pure_bf16 needs optim: adamw, but optim is sgd"):
         optim.build_optimizer(nn.Linear(2, 2), OptimConfig(optim="sgd"), pure_bf16=True)
 
 

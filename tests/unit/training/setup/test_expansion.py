@@ -131,11 +131,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no such stack": ({"expansion": {**PAIR, "expand_stacks": ["encoder"]}}, "it has encoder_layers: 0"),
     "quantised and saved": (
         {"expansion": TALLER, "quantization": {"quant_layers": ["q_proj"], "quant_type": "int8"}},
-        "quant_layers must go with LoRA or expand_type: concat",
+        "quant_layers needs LoRA or expand_type: concat",
     ),
     "frozen": ({"expansion": PAIR, "run": {"freeze_decoder": True}}, "must be off with expanded blocks"),
-    "bf16": ({"expansion": PAIR, "run": {"pure_bf16": True, "model_dtype": "bf16"}}, "goes with expanded blocks"),
-    "vocabulary": ({"expansion": PAIR, "run": {"update_vocab": True}}, "update_vocab must go with training the whole"),
+    "bf16": ({"expansion": PAIR, "run": {"pure_bf16": True, "model_dtype": "bf16"}}, "this run has expanded blocks"),
+    "vocabulary": ({"expansion": PAIR, "run": {"update_vocab": True}}, "update_vocab needs training of the whole"),
     "no base": ({"expansion": PAIR, "run": {"train_from": None}}, "must have a trained model to expand"),
 }
 
@@ -155,7 +155,7 @@ def test_post_norm_models_have_twins_but_do_not_grow(copy_task: Any) -> None:
     post = {**SEQ2SEQ, "norm_position": "post"}
     base = str(run(copy_task, "base", post, more={"train_steps": 3}))
     run(copy_task, "twins", post, expansion=PAIR, more={"train_from": base})
-    with pytest.raises(ConfigError, match="stack must go with norm_position: pre"):
+    with pytest.raises(ConfigError, match="stack needs norm_position: pre"):
         run(copy_task, "taller", post, expansion=TALLER, more={"train_from": base})
 
 

@@ -50,12 +50,12 @@ def test_quantised_layers_go_with_an_adapter() -> None:
     plan = resolve({"lora_layers": ["q_proj"], **quant})
     assert (plan.quantised, plan.quant_type) == (("k_proj",), "int8")
     assert plan.lora is not None and plan.lora.quant_layers == ["k_proj"]
-    with pytest.raises(ConfigError, match=r"quant_layers must go with LoRA or expand_type: concat.*k_proj"):
+    with pytest.raises(ConfigError, match=r"quant_layers needs LoRA or expand_type: concat.*k_proj"):
         resolve(quant)
 
 
 def test_loftq_needs_quantised_layers() -> None:
-    with pytest.raises(ConfigError, match="lora_init: loftq must go with quant_layers") as error:
+    with pytest.raises(ConfigError, match="lora_init: loftq needs quant_layers") as error:
         resolve({"lora_layers": ["q_proj"], "lora_init": "loftq"})
     assert "pissa" in str(error.value.hint)
 

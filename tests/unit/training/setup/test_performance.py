@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
     ("options", "name"), [({"offload_activations": True}, "offload_activations"), ({"kernels": "liger"}, "kernels")]
 )
 def test_options_for_a_gpu_are_refused_on_a_cpu(options: dict[str, Any], name: str) -> None:
-    with pytest.raises(ConfigError, match=f"{name}.* must go with a GPU.*the device is cpu"):
+    with pytest.raises(ConfigError, match=f"{name}.* needs a GPU.*the device is cpu"):
         check_device(PerformanceConfig(**options), "cpu")
     check_device(PerformanceConfig(**options), "cuda")
 

@@ -170,7 +170,7 @@ def test_update_vocab_refuses_adapters_and_plans_without_them(corpus: Path) -> N
     run(corpus, "old", 1)
     sections = updated(corpus)
     assert "Initialised from" in plan(job(corpus, **sections)).report()
-    with pytest.raises(ConfigError, match="update_vocab must go with training the whole model"):
+    with pytest.raises(ConfigError, match="update_vocab needs training of the whole model"):
         plan(job(corpus, **sections, lora={"lora_layers": ["q_proj"]}))
 
 
