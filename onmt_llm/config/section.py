@@ -12,7 +12,7 @@ from __future__ import annotations
 import types
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, Literal, Self, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 from pydantic.config import JsonDict
@@ -20,6 +20,9 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from onmt_llm.config.numbers import INT64
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 DERIVED: Final[JsonDict] = {"derived": True}
 """`json_schema_extra` of a field that is stored with a model but derived from other options; it is no option itself."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -31,6 +31,9 @@ from onmt_llm.config.numbers import INT32, Count, CountOrAll, CountOrZero, Posit
 from onmt_llm.config.section import Section
 from onmt_llm.config.task import TaskDecision, decide_task, with_defaults
 from onmt_llm.output_checks import name_problem
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 AUTO = "auto"
 """Value of `train_from`: resume from the newest checkpoint of this run."""

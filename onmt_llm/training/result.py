@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import Enum
 from pathlib import Path
 
 from onmt_llm.atomic import write_text
 
 
-class RunStatus(StrEnum):
-    """How a run, or its training loop, ended."""
+class RunStatus(str, Enum):
+    """How a run, or its training loop, ended. Python 3.10 has no `StrEnum`."""
+
+    __str__ = str.__str__
 
     FINISHED = "finished"
     """All updates are done, or all epochs."""

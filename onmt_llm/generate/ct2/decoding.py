@@ -108,11 +108,6 @@ class Ct2Decoding:
                     answers[place] = hypotheses
         return answers
 
-    @property
-    def workers(self) -> int:
-        """Batches that are computed at once."""
-        return self._model.workers
-
     def decode_batch(
         self,
         prompts: list[list[str]],

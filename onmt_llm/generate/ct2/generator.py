@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import closing
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.errors import DataError, UnsupportedError
-from onmt_llm.generate.ct2.decoding import GENERATOR_FEATURES, Callback, Ct2Decoding
-from onmt_llm.generate.ct2.model import SCORE_TOKENS, Ct2Model, check_release, ct2_errors
-from onmt_llm.generate.engine import ContinuationScore, Delta, Hypothesis, check_continuations
+from onmt_llm.generate.ct2.decoding import GENERATOR_FEATURES, Callback
+from onmt_llm.generate.ct2.engine import Ct2Engine
+from onmt_llm.generate.ct2.model import SCORE_TOKENS, ct2_errors
+from onmt_llm.generate.engine import ContinuationScore, Hypothesis, check_continuations
 from onmt_llm.generate.lengths import BatchType, make_batches
 from onmt_llm.log import log_once
-
-if TYPE_CHECKING:
-    from onmt_llm.text.codec import Codec
 
 _SIMILAR = 128
 """Prompts whose lengths differ by less may share a batch: what a prompt has beyond the shortest costs a step a token,
 but a batch of its own costs a step for each token of its answer."""
 
 
-class Ct2Generator:
+class Ct2Generator(Ct2Engine):
     """Answers with a `ctranslate2.Generator`.
 
     The options mean what they mean in the torch engine, within these limits of CTranslate2:
@@ -47,58 +44,9 @@ class Ct2Generator:
         codec: Its vocabulary, tokeniser and template.
     """
 
-    def __init__(self, model: Ct2Model, codec: Codec) -> None:
-        self._model, self._codec = model, codec
-        self._decoding = Ct2Decoding(
-            model, codec, features=GENERATOR_FEATURES, length_names=("max_length", "min_length")
-        )
-
-    @classmethod
-    def open(
-        cls,
-        directory: Path,
-        *,
-        device: str = "auto",
-        compute_type: str = "auto",
-        threads: int = 0,
-        is_new: bool = False,
-    ) -> Ct2Generator:
-        """Load a release; see `open_engine`. One that `is_new` was just written and has no manifest yet."""
-        from onmt_llm.text.codec import Codec
-
-        if not is_new:
-            check_release(directory)
-        codec = Codec.open(directory)
-        return cls(Ct2Model(directory, "Generator", device=device, compute_type=compute_type, threads=threads), codec)
-
-    def for_languages(self, src: str = "", tgt: str = "") -> Ct2Generator:
-        """See `Engine.for_languages`."""
-        return Ct2Generator(self._model, self._codec.for_languages(src, tgt))
-
-    @property
-    def codec(self) -> Codec:
-        return self._codec
-
-    @property
-    def compute_type(self) -> str:
-        """The type that the model really runs in."""
-        return self._model.compute_type
-
-    def generate(
-        self,
-        prompts: Sequence[Sequence[str]],
-        options: GenerationConfig,
-        *,
-        batch_size: int = 16,
-        batch_type: BatchType = "sents",
-        prefixes: Sequence[Sequence[str]] | None = None,
-        places: Sequence[int] | None = None,
-    ) -> list[list[Hypothesis]]:
-        """See `Engine.generate`."""
-        self.check(prompts, options, prefixes=prefixes is not None, places=places)
-        known = [self._known(prompt) for prompt in prompts]
-        batches = self._batches(known, options, batch_size=batch_size, batch_type=batch_type)
-        return self._decoding.generate(known, options, batches, self._generate_batch)
+    kind = "Generator"
+    features = GENERATOR_FEATURES
+    length_names = ("max_length", "min_length")
 
     def check(
         self,
@@ -108,57 +56,15 @@ class Ct2Generator:
         prefixes: bool = False,
         places: Sequence[int] | None = None,
     ) -> None:
-        """Refuse what CTranslate2 cannot do; `places` as in `generate`.
-
-        Raises:
-            ConfigError: The options contradict each other, or CTranslate2 lacks one of them.
-            UnsupportedError: An option does not work with a prompt of this length.
-            DataError: A prompt is too long.
-        """
+        """See `Ct2Engine.check`."""
         self._decoding.check(options, prefixes=prefixes)
         self._check_window(prompts, options)
         self._decoding.check_lengths(prompts, places)
 
-    @property
-    def workers(self) -> int:
-        """Batches that are computed at once."""
-        return self._decoding.workers
-
-    @property
-    def forced(self) -> int:
-        """Tokens that the decoder is given before the answer, of which a callback hears too."""
-        return self._decoding.forced
-
-    def decode_batch(
-        self, prompts: Sequence[Sequence[str]], options: GenerationConfig, callback: Callback
-    ) -> list[list[Hypothesis]]:
-        """Answer prompts, none empty, whose `batch_key` is equal, in one batch.
-
-        Args:
-            prompts: Tokens.
-            options: How to search or sample; with `beam_size` 1.
-            callback: Called in a thread of CTranslate2 with each step; True ends the answer of that step. It must not
-                hold the model when this call is over.
-        """
-        known = [self._known(prompt) for prompt in prompts]
-        return self._decoding.decode_batch(known, options, self._generate_batch, callback)
-
     def batch_key(self, prompt: Sequence[str], options: GenerationConfig) -> Hashable:
-        """Prompts with equal keys do not change or slow down each other in one batch; see `_batches`."""
+        """See `Ct2Engine.batch_key` and `_batches`."""
         same_length = _needs_equal_lengths(options) or len(prompt) == 1
         return len(prompt) if same_length else (len(prompt) // _SIMILAR,)
-
-    def stream(
-        self, prompt: Sequence[str], options: GenerationConfig, *, should_stop: Callable[[], bool] | None = None
-    ) -> Iterator[Delta]:
-        """See `Engine.stream`."""
-        self.check([prompt], options)
-        if not prompt:
-            yield Delta("", 0, "stop")
-        elif options.beam_size > 1:
-            yield self.generate([prompt], options)[0][0].as_delta()
-        else:
-            yield from self._decoding.stream(lambda: self._open_steps(prompt, options), options, should_stop)
 
     def score(
         self, sequences: Sequence[Sequence[str]], *, sources: Sequence[Sequence[str]] | None = None
@@ -248,7 +154,7 @@ class Ct2Generator:
         library = self._model.library
         return np.array(values.to_device(library.Device.cpu).to(library.DataType.float32), dtype=np.float32)
 
-    def _generate_batch(
+    def _answer_batch(
         self, prompts: list[list[str]], options: GenerationConfig, callback: Callback | None = None
     ) -> list[list[Hypothesis]]:
         results = self._model.handle.generate_batch(
@@ -281,7 +187,6 @@ class Ct2Generator:
         return [*prompts, prompts[0][:window]] if all(map(self._is_beyond_window, prompts)) else prompts
 
     def _known(self, tokens: Sequence[str]) -> list[str]:
-        """The tokens with unknown ones replaced by our vocabulary's rule, so both engines read the same."""
         return self._codec.vocab.tokens(self._codec.vocab.ids(tokens))
 
     def _batches(

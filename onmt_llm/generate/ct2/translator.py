@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.errors import DataError, UnsupportedError
-from onmt_llm.generate.ct2.decoding import TRANSLATOR_FEATURES, Callback, Ct2Decoding
-from onmt_llm.generate.ct2.model import SCORE_TOKENS, Ct2Model, check_release, ct2_errors
-from onmt_llm.generate.engine import ContinuationScore, Delta, Hypothesis, check_continuations
+from onmt_llm.generate.ct2.decoding import TRANSLATOR_FEATURES, Callback
+from onmt_llm.generate.ct2.engine import Ct2Engine
+from onmt_llm.generate.ct2.model import SCORE_TOKENS, ct2_errors
+from onmt_llm.generate.engine import ContinuationScore, Hypothesis, check_continuations
 from onmt_llm.generate.lengths import BatchType, make_batches, max_answer_length
 from onmt_llm.text.features import SEPARATOR, split_features
 
-if TYPE_CHECKING:
-    from onmt_llm.text.codec import Codec
 
-
-class Ct2Translator:
+class Ct2Translator(Ct2Engine):
     """Answers with a `ctranslate2.Translator`: prompts are sources, answers their translations.
 
     The limits in `Ct2Generator` hold here too, except for those of long prompts. In addition:
@@ -35,100 +32,14 @@ class Ct2Translator:
         codec: Its vocabularies, tokenisers and template.
     """
 
-    def __init__(self, model: Ct2Model, codec: Codec) -> None:
-        self._model, self._codec = model, codec
-        self._decoding = Ct2Decoding(
-            model,
-            codec,
-            features=TRANSLATOR_FEATURES,
-            length_names=("max_decoding_length", "min_decoding_length"),
-        )
-
-    @classmethod
-    def open(
-        cls,
-        directory: Path,
-        *,
-        device: str = "auto",
-        compute_type: str = "auto",
-        threads: int = 0,
-        is_new: bool = False,
-    ) -> Ct2Translator:
-        """Load a release; see `open_engine`. One that `is_new` was just written and has no manifest yet."""
-        from onmt_llm.text.codec import Codec
-
-        if not is_new:
-            check_release(directory)
-        codec = Codec.open(directory)
-        model = Ct2Model(
-            directory, "Translator", device=device, compute_type=compute_type, threads=threads, batch_per_thread=True
-        )
-        return cls(model, codec)
-
-    def for_languages(self, src: str = "", tgt: str = "") -> Ct2Translator:
-        """See `Engine.for_languages`."""
-        return Ct2Translator(self._model, self._codec.for_languages(src, tgt))
-
-    @property
-    def codec(self) -> Codec:
-        return self._codec
-
-    @property
-    def compute_type(self) -> str:
-        """The type that the model really runs in."""
-        return self._model.compute_type
-
-    def generate(
-        self,
-        prompts: Sequence[Sequence[str]],
-        options: GenerationConfig,
-        *,
-        batch_size: int = 16,
-        batch_type: BatchType = "sents",
-        prefixes: Sequence[Sequence[str]] | None = None,
-        places: Sequence[int] | None = None,
-    ) -> list[list[Hypothesis]]:
-        """See `Engine.generate`."""
-        self.check(prompts, options, prefixes=prefixes is not None, places=places)
-        known = [self._known(prompt) for prompt in prompts]
-        # CTranslate2 has one limit per batch, we have one per source.
-        lengths = [len(prompt) for prompt in known]
-        limited = any(_limit(options, length) < options.max_length for length in lengths if length)
-        batches = make_batches(lengths, batch_size=batch_size, batch_type=batch_type, same_length=limited)
-        return self._decoding.generate(known, options, batches, self._translate_batch)
-
-    @property
-    def workers(self) -> int:
-        """Batches that are computed at once."""
-        return self._decoding.workers
-
-    @property
-    def forced(self) -> int:
-        """Tokens that the decoder is given before the answer, of which a callback hears too."""
-        return self._decoding.forced
-
-    def decode_batch(
-        self, prompts: Sequence[Sequence[str]], options: GenerationConfig, callback: Callback
-    ) -> list[list[Hypothesis]]:
-        """See `Ct2Generator.decode_batch`; the limit of all answers is that of the longest source."""
-        known = [self._known(prompt) for prompt in prompts]
-        return self._decoding.decode_batch(known, options, self._translate_batch, callback)
+    kind = "Translator"
+    features = TRANSLATOR_FEATURES
+    length_names = ("max_decoding_length", "min_decoding_length")
+    batch_per_thread = True
 
     def batch_key(self, prompt: Sequence[str], options: GenerationConfig) -> Hashable:
-        """See `Ct2Generator.batch_key`: the encoder reads sources of any lengths at once."""
+        """See `Ct2Engine.batch_key`: the encoder reads sources of any lengths at once."""
         return None
-
-    def stream(
-        self, prompt: Sequence[str], options: GenerationConfig, *, should_stop: Callable[[], bool] | None = None
-    ) -> Iterator[Delta]:
-        """See `Engine.stream`."""
-        self.check([prompt], options)
-        if not prompt:
-            yield Delta("", 0, "stop")
-        elif options.beam_size > 1:
-            yield self.generate([prompt], options)[0][0].as_delta()
-        else:
-            yield from self._decoding.stream(lambda: self._open_steps(prompt, options), options, should_stop)
 
     def score(
         self, sequences: Sequence[Sequence[str]], *, sources: Sequence[Sequence[str]] | None = None
@@ -179,9 +90,18 @@ class Ct2Translator:
             hint="use score(), or the torch engine",
         )
 
-    def _translate_batch(
+    def _batches(
+        self, prompts: Sequence[Sequence[str]], options: GenerationConfig, *, batch_size: int, batch_type: BatchType
+    ) -> list[list[int]]:
+        # CTranslate2 has one limit per batch, we have one per source.
+        lengths = [len(prompt) for prompt in prompts]
+        limited = any(_limit(options, length) < options.max_length for length in lengths if length)
+        return make_batches(lengths, batch_size=batch_size, batch_type=batch_type, same_length=limited)
+
+    def _answer_batch(
         self, prompts: list[list[str]], options: GenerationConfig, callback: Callback | None = None
     ) -> list[list[Hypothesis]]:
+        """The limit of all answers is that of the longest source."""
         options = _limited(options, max(map(len, prompts)))
         aligns = options.report_align or options.replace_unk
         results = self._model.handle.translate_batch(
@@ -228,7 +148,7 @@ class Ct2Translator:
         prefixes: bool = False,
         places: Sequence[int] | None = None,
     ) -> None:
-        """See `Ct2Generator.check`."""
+        """See `Ct2Engine.check`."""
         self._decoding.check(options, prefixes=prefixes)
         self._decoding.check_lengths(prompts, places)
         config = self._codec.config

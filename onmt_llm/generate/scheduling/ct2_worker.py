@@ -16,10 +16,7 @@ from onmt_llm.generate.scheduling.ticket import Request, Ticket
 from onmt_llm.generate.scheduling.worker import Queue, finish_streamed
 
 if TYPE_CHECKING:
-    from onmt_llm.generate.ct2.generator import Ct2Generator
-    from onmt_llm.generate.ct2.translator import Ct2Translator
-
-    Ct2Engine = Ct2Generator | Ct2Translator
+    from onmt_llm.generate.ct2.engine import Ct2Engine
 
 _GATHER_SECONDS = 0.005
 """How long the first request of a batch waits for others."""

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 
 from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.errors import OnmtLlmError
-from onmt_llm.generate.ct2.generator import Ct2Generator
-from onmt_llm.generate.ct2.translator import Ct2Translator
+from onmt_llm.generate.ct2.engine import Ct2Engine
 from onmt_llm.generate.engine import Delta, Engine, check_options
 from onmt_llm.generate.scheduling.ct2_worker import Ct2Worker
 from onmt_llm.generate.scheduling.ticket import Request, Statistics, Ticket
@@ -207,7 +206,7 @@ class Scheduler:
 
 def best_worker(engine: Engine) -> Worker:
     """The fastest worker for this kind of engine."""
-    if isinstance(engine, Ct2Generator | Ct2Translator):
+    if isinstance(engine, Ct2Engine):
         return Ct2Worker(engine)
     from onmt_llm.generate.torch.engine import TorchEngine
 
