@@ -63,7 +63,6 @@ class Components:
 
 def build_app(
     responders: Sequence[Responder], *, title: str = "Chat", subtitle: str = "", system: str = "",
-    examples: Sequence[str] = EXAMPLES,
 ) -> Any:  # fmt: skip
     """Build the page, to be served by `launch` or mounted elsewhere.
 
@@ -72,23 +71,20 @@ def build_app(
         title: Heading of the page.
         subtitle: A line below the heading, e.g. about the model.
         system: System prompt of new conversations.
-        examples: Questions that an empty conversation offers.
 
     Returns:
         A `gradio.Blocks` with its queue.
     """
     gr = import_gradio()
     with gr.Blocks(title=title, fill_height=True, analytics_enabled=False) as app:
-        page = _components(gr, responders, title=title, subtitle=subtitle, system=system, examples=examples)
+        page = _components(gr, responders, title=title, subtitle=subtitle, system=system)
         visitors = Visitors()
         _connect(gr, app, page, ChatActions(responders, visitors), visitors, responders[0].settings)
     # answers wait in the scheduler, which has a bound, not in the queue of Gradio
     return app.queue(max_size=None, default_concurrency_limit=None)
 
 
-def _components(
-    gr: Any, responders: Sequence[Responder], *, title: str, subtitle: str, system: str, examples: Sequence[str]
-) -> Components:
+def _components(gr: Any, responders: Sequence[Responder], *, title: str, subtitle: str, system: str) -> Components:
     here = Path(__file__).parent
     with gr.Sidebar(position="left", open=False, width=280, elem_id="history"):  # page.js opens it on a wide window
         _html(gr, (here / "history.html").read_text("utf-8"), elem_id="conversations")
@@ -99,7 +95,7 @@ def _components(
     with gr.Row(elem_id="columns"):
         for number, responder in enumerate(responders):
             with gr.Column(min_width=280):
-                chats.append(_chat(gr, responder, number, examples, compared=len(responders) > 1))
+                chats.append(_chat(gr, responder, number, compared=len(responders) > 1))
                 statuses.append(gr.HTML(js_on_load=None, apply_default_css=False, elem_classes="status"))
     with gr.Row(elem_id="entry"):
         _html(gr, ATTACH, elem_id="attach")
@@ -123,7 +119,7 @@ def _html(gr: Any, html: str, *, elem_id: str) -> None:
     gr.HTML(html, js_on_load=None, apply_default_css=False, elem_id=elem_id)
 
 
-def _chat(gr: Any, responder: Responder, number: int, examples: Sequence[str], *, compared: bool) -> Any:
+def _chat(gr: Any, responder: Responder, number: int, *, compared: bool) -> Any:
     return gr.Chatbot(
         label=responder.name if compared else "Conversation",
         show_label=compared,
@@ -134,7 +130,7 @@ def _chat(gr: Any, responder: Responder, number: int, examples: Sequence[str], *
         latex_delimiters=MATHS,
         layout="bubble",
         placeholder="**How can I help?**",
-        examples=[{"text": text} for text in examples] if number == 0 else None,
+        examples=[{"text": text} for text in EXAMPLES] if number == 0 else None,
     )
 
 

@@ -170,18 +170,17 @@ class Corpus:
                 self._suspect("byte_order_mark", record.where)
                 break
         try:
-            examples = self._parser(record)
+            examples, skipped = self._parser(record)
         except BadRecord as error:
             self._bad(error)
             return []
-        if not isinstance(examples, str):
-            self.counts.made += len(examples) - 1
-            return examples
-        if examples == EMPTY:
+        if skipped == EMPTY:
             self._skip_empty(record.where)
+        elif skipped:
+            self._skip(skipped, record.where, quiet=skipped in (LOW_SCORE, WHERE))
         else:
-            self._skip(examples, record.where, quiet=examples in (LOW_SCORE, WHERE))
-        return []
+            self.counts.made += len(examples) - 1
+        return examples
 
     def encode(self, example: Example) -> Encoded | None:
         """Encode an example; returns None, and counts it, if it is empty or has no trained token."""
@@ -211,8 +210,7 @@ class Corpus:
 
     def raw(self, record: Record) -> list[Example]:
         """The examples of a record, without transforms and without counting; none if it is skipped."""
-        examples = self._parser(record) if self._decoder is None else self._token_texts(self._decoder, record)
-        return [] if isinstance(examples, str) else examples
+        return self._parser(record).examples if self._decoder is None else self._token_texts(self._decoder, record)
 
     @property
     def template(self) -> Template | None:

@@ -77,12 +77,12 @@ def _default_layout(name: str, corpus: CorpusConfig, data: DataConfig, task: Tas
     try:
         for record in islice(iter(reader.read, None), _MOST_SKIPPED):
             try:
-                examples = parser(record)
+                examples = parser(record).examples
             except BadRecord:
                 if data.on_bad_line == "error":
                     raise
                 continue
-            if not isinstance(examples, str):
+            if examples:
                 if parser.template is not None:
                     return DEFAULT_TEMPLATE
                 return _NO_LAYOUT if examples[0].tgt else None

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from onmt_llm.checkpoint.files.blocks import with_rows
-from onmt_llm.checkpoint.load import Placement, check_layers, load_weights, resolve_dtype
+from onmt_llm.checkpoint.load import Placement, check_layers, load_weights
 from onmt_llm.checkpoint.progress import TensorProgress
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.errors import UnsupportedError
@@ -37,18 +37,17 @@ EMBEDDING = "decoder.embed_tokens.weight"
 
 
 class Blockwise:
-    """A decoder-only model that is never in memory as a whole.
+    """A decoder-only model that is never in memory as a whole; computes in float32.
 
     Args:
         checkpoint: Holds a whole model.
-        dtype: "fp32", "bf16" or "fp16": what is computed in; None = as stored.
 
     Raises:
         CheckpointError: The checkpoint's tensors do not fit its configuration.
         UnsupportedError: The model has an encoder.
     """
 
-    def __init__(self, checkpoint: Checkpoint, dtype: str | None = "fp32") -> None:
+    def __init__(self, checkpoint: Checkpoint) -> None:
         if not checkpoint.config.model.is_decoder_only:
             raise UnsupportedError(
                 f"Only decoder-only models run block by block, but {checkpoint.path} has an encoder."
@@ -58,7 +57,6 @@ class Blockwise:
             self._model = Transformer(checkpoint.config.model).eval()
         checkpoint.check_fits({name: tuple(p.shape) for name, p in self._model.named_parameters()})
         self._checkpoint = checkpoint
-        self._dtype = resolve_dtype(dtype, checkpoint.config.model.dtype)
 
     @torch.no_grad()
     def run(self, windows: Sequence[Sequence[int]], *, watch: Watch | None = None) -> list[Tensor]:
@@ -88,11 +86,11 @@ class Blockwise:
     def logits(self, hidden_TD: Tensor) -> Tensor:
         """Logits (T, V) of the next tokens, from the output of `run`."""
         checkpoint, config = self._checkpoint, self._checkpoint.config.model
-        bias = checkpoint.tensor("lm_head.bias").to(self._dtype) if config.lm_head_bias else None
+        bias = checkpoint.tensor("lm_head.bias").to(torch.float32) if config.lm_head_bias else None
         logits_TV = hidden_TD.new_empty(len(hidden_TD), config.vocab_size)
         name = EMBEDDING if config.tie_embeddings else "lm_head.weight"
         for rows, block in with_rows(checkpoint.blocks(name)):
-            self._model.lm_head = _linear(block.to(self._dtype), None if bias is None else bias[rows])
+            self._model.lm_head = _linear(block.to(torch.float32), None if bias is None else bias[rows])
             logits_TV[:, rows] = self._model.logits(hidden_TD)
         return logits_TV
 
@@ -105,12 +103,12 @@ class Blockwise:
         """A copy of a part of the model, with its weights."""
         part = copy.deepcopy(part)
         with freed_at_once():
-            load_weights(part, lambda name: self._read(f"{path}.{name}"), Placement(self._dtype))
+            load_weights(part, lambda name: self._read(f"{path}.{name}"), Placement(torch.float32))
         return part
 
     def _read(self, name: str) -> Tensor:
         """A tensor in the type that is computed in; it is never in memory in the stored type too."""
-        tensor = torch.empty(self._checkpoint.shape(name), dtype=self._dtype)
+        tensor = torch.empty(self._checkpoint.shape(name), dtype=torch.float32)
         for rows, block in with_rows(self._checkpoint.blocks(name)):
             tensor[rows] = block
         return tensor
@@ -127,7 +125,7 @@ class Blockwise:
         used = sorted({token for window in windows for token in window})
         row_of = {token: row for row, token in enumerate(used)}
         embedding = TokenEmbedding(len(used), edges.config.hidden_size, device="meta")
-        weight = torch.cat(list(self._rows(EMBEDDING, torch.tensor(used)))).to(self._dtype)
+        weight = torch.cat(list(self._rows(EMBEDDING, torch.tensor(used)))).to(torch.float32)
         embedding.weight = nn.Parameter(weight, requires_grad=False)
         rows = [torch.tensor([[row_of[token] for token in window]]) for window in windows]
         return [edges.embed(row_1T, embedding, Positions(0, row_1T.shape[1])) for row_1T in rows]

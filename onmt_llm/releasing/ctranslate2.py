@@ -58,22 +58,8 @@ def release_ctranslate2(
     checkpoint: Checkpoint, output: Path, *, numbers: NumberFormat, verify: Verify, text: str | None, force: bool
 ) -> ReleaseReport:
     """Write a directory for `ctranslate2.Generator` or `Translator`, and for `open_engine`; see `release`."""
-    quantization = numbers.quantization or "float32"
-    if quantization not in model_spec.ACCEPTED_MODEL_TYPES:
-        known = ", ".join(model_spec.ACCEPTED_MODEL_TYPES)
-        raise ConfigError(f"quantization must be one of {known}, but is '{quantization}'.")
-    codec = Codec.open(checkpoint.path)
-    problems = obstacles(checkpoint.config.model, EXPRESSIBLE)
-    too_large = oversized(checkpoint.config.model, quantization)
-    problems += [too_large] if too_large else []
-    starts = codec.fixed_start is not None or checkpoint.config.sequences.decoder_start
-    if not checkpoint.config.model.is_decoder_only and not starts:
-        problems.append("no token starts its targets: specials.bos is not in the vocabulary")
-    if problems:
-        raise UnsupportedError(
-            f"The format ctranslate2 cannot hold {checkpoint.path}: {'; '.join(problems)}.",
-            hint="use --format safetensors",
-        )
+    quantization, codec = numbers.quantization or "float32", Codec.open(checkpoint.path)
+    _check(checkpoint, codec, quantization)
     quality, source = prepared(checkpoint, numbers)
     keep_float = float_variables(source.config.model, numbers.keep_float)
     with AtomicDirectory(output, overwrite=force) as release:
@@ -105,20 +91,44 @@ def release_ctranslate2(
         if verify == "off":
             report["verdict"] = "not verified"
         else:
-            made = replace(numbers, quality=quality)
-            with TemporaryDirectory(dir=release.directory.parent, prefix=".plain-") as scratch:
-                plain = None
-                if numbers.compare_plain and quality != "plain":
-                    plain = Path(scratch)
-                    write_model(checkpoint, codec, plain, quantization=quantization)
-                    _add_text_side(checkpoint, codec, plain)
-                report |= verify_release(
-                    *(checkpoint.path, release.directory, made), strict=verify == "strict", text=text, plain=plain
-                )
+            made = replace(numbers, quality=quality, quantization=quantization)
+            report |= _verified(checkpoint, codec, release.directory, made, strict=verify == "strict", text=text)
         with release.translated_errors():
             release.add_text(REPORT_FILE, json.dumps(report, indent=2) + "\n")
             release.add_text(MANIFEST_FILE, manifest_text(release.directory))
         return report
+
+
+def _check(checkpoint: Checkpoint, codec: Codec, quantization: str) -> None:
+    """Refuse a quantisation or a model that CTranslate2 does not have."""
+    if quantization not in model_spec.ACCEPTED_MODEL_TYPES:
+        known = ", ".join(model_spec.ACCEPTED_MODEL_TYPES)
+        raise ConfigError(f"quantization must be one of {known}, but is '{quantization}'.")
+    problems = obstacles(checkpoint.config.model, EXPRESSIBLE)
+    too_large = oversized(checkpoint.config.model, quantization)
+    problems += [too_large] if too_large else []
+    starts = codec.fixed_start is not None or checkpoint.config.sequences.decoder_start
+    if not checkpoint.config.model.is_decoder_only and not starts:
+        problems.append("no token starts its targets: specials.bos is not in the vocabulary")
+    if problems:
+        raise UnsupportedError(
+            f"The format ctranslate2 cannot hold {checkpoint.path}: {'; '.join(problems)}.",
+            hint="use --format safetensors",
+        )
+
+
+def _verified(
+    checkpoint: Checkpoint, codec: Codec, directory: Path, numbers: NumberFormat, *, strict: bool, text: str | None
+) -> ReleaseReport:
+    """See `verify_release`; with `compare_plain` it measures a plain release too, which is made for that."""
+    with TemporaryDirectory(dir=directory.parent, prefix=".plain-") as scratch:
+        plain = None
+        if numbers.compare_plain and numbers.quality != "plain":
+            plain = Path(scratch)
+            quantization = numbers.quantization or "float32"
+            write_model(checkpoint, codec, plain, quantization=quantization)
+            _add_text_side(checkpoint, codec, plain)
+        return verify_release(checkpoint.path, directory, numbers, strict=strict, text=text, plain=plain)
 
 
 def _add_text_side(checkpoint: Checkpoint, codec: Codec, directory: Path) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from onmt_llm.config.data import CorpusConfig, DataConfig
 from onmt_llm.config.model import Task
@@ -39,6 +39,14 @@ DEFAULT_TEMPLATE = "alpaca"
 EMPTY = "empty"
 LOW_SCORE = "low_score"
 TOO_MANY_BYTES = "too_many_bytes"
+
+
+class ParsedRecord(NamedTuple):
+    """The examples of a record, or why it has none."""
+
+    examples: list[Example]
+    skipped: str = ""
+    """The reason for skipping the record; "" if it has examples."""
 
 
 class ExampleParser:
@@ -99,27 +107,34 @@ class ExampleParser:
         if task == "lm" and corpus.path_align:
             raise ConfigError(f"Corpus '{name}' must have no path_align, since a language model is trained.")
 
-    def __call__(self, record: Record) -> list[Example] | str:
-        """The examples of a record, or the reason for skipping it. Only a conversation may have several, of which each
-        trains some of the answers (see `Template.training_texts`).
+    def __call__(self, record: Record) -> ParsedRecord:
+        """Parse a record. Only a conversation may have several examples, of which each trains some of the answers (see
+        `Template.training_texts`).
 
         Raises:
             BadRecord: Bad UTF-8, zero bytes, bad JSON, or an object of unknown shape; the message names file and line.
         """
         if max(map(len, record.parts)) > self._max_bytes:
-            return TOO_MANY_BYTES
+            return ParsedRecord([], TOO_MANY_BYTES)
         for place, raw in enumerate(record.parts):
             if 0 in raw:
                 raise zero_byte(raw, record.paths[place], record.line, record.offsets[place])
         fields = zip(record.parts, record.paths, record.offsets, strict=True)
         texts = [decode(raw, path=path, line=record.line, offset=offset) for raw, path, offset in fields]
         if self.corpus.path_sco and self._score(texts.pop(), record) < (self.corpus.score_threshold or 0):
-            return LOW_SCORE
+            return ParsedRecord([], LOW_SCORE)
         if self._has_keys:
-            return self._object(texts[0], record) or EMPTY
-        if self._where and not self._where(self._fields.of_texts(texts), record.where):
-            return WHERE
-        return _listed(self._text(texts, record)) or EMPTY
+            if not texts[0].strip():
+                return ParsedRecord([], EMPTY)
+            item = self._load(texts[0], record) if self._rows is None else self._row(texts[0], record)
+            if self._where and not self._where(item, record.where):
+                return ParsedRecord([], WHERE)
+            examples = self._object(item, record)
+        else:
+            if self._where and not self._where(self._fields.of_texts(texts), record.where):
+                return ParsedRecord([], WHERE)
+            examples = _listed(self._text(texts, record))
+        return ParsedRecord(examples, "" if examples else EMPTY)
 
     def _score(self, text: str, record: Record) -> float:
         try:
@@ -167,13 +182,8 @@ class ExampleParser:
             src_features=features,
         )
 
-    def _object(self, text: str, record: Record) -> list[Example] | str:
-        """The examples of a JSON object or a row, or the reason for skipping it."""
-        if not text.strip():
-            return []
-        item = self._load(text, record) if self._rows is None else self._row(text, record)
-        if self._where and not self._where(item, record.where):
-            return WHERE
+    def _object(self, item: Mapping[str, Any], record: Record) -> list[Example]:
+        """The examples of a JSON object or a row; none if it is empty."""
         if self._has_nulls:
             item = {key: without_nulls(value) for key, value in item.items()}
         keys = self._keys

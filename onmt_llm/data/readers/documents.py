@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from onmt_llm.data.readers.files import check_file, is_compressed
@@ -29,7 +28,6 @@ class DocumentReader(NumberedReader):
         super().__init__(corpus, path, cache, LineFile(path))
         self._at_blank = at_blank
         self._max_bytes = max_bytes
-        self._line = 0
 
     def check(self) -> None:
         check_file(self.corpus, self.paths[0])
@@ -54,16 +52,6 @@ class DocumentReader(NumberedReader):
                 pieces = [self._cut(b"".join(pieces))]
                 break
         return Record(first, (strip_break(b"".join(pieces)),), (start,), self.paths) if pieces else None
-
-    def tell(self) -> list[int]:
-        return [self._file.offset, self._line]
-
-    def seek(self, position: Sequence[int]) -> None:
-        offset, self._line = position
-        self._file.seek(offset)
-
-    def rewind(self) -> None:
-        self.seek([0, 0])
 
     def _record_kind(self) -> str:
         return f"{'documents' if self._at_blank else 'parts'}-{self._max_bytes}"

@@ -89,6 +89,7 @@ class NumberedReader(ABC):
         self.paths: tuple[Path, ...] = (path,)
         self._cache = cache
         self._file = file
+        self._line = 0
         self._numbered: Numbered | None = None
 
     @abstractmethod
@@ -100,24 +101,23 @@ class NumberedReader(ABC):
         """See `Reader.read`."""
 
     @abstractmethod
-    def tell(self) -> list[int]:
-        """See `Reader.tell`."""
-
-    @abstractmethod
-    def seek(self, position: Sequence[int]) -> None:
-        """See `Reader.seek`."""
-
-    @abstractmethod
-    def rewind(self) -> None:
-        """See `Reader.rewind`."""
-
-    @abstractmethod
     def _record_kind(self) -> str:
         """Kind of record: part of the index's name."""
 
     @abstractmethod
     def _reopened(self) -> Reader:
         """Open another reader of the same file."""
+
+    def tell(self) -> list[int]:
+        """See `Reader.tell`: the offset in the file, and the lines before it."""
+        return [self._file.offset, self._line]
+
+    def seek(self, position: Sequence[int]) -> None:
+        offset, self._line = position
+        self._file.seek(offset)
+
+    def rewind(self) -> None:
+        self.seek([0, 0])
 
     def skip(self, number: int) -> int:
         return pass_over(self, number)

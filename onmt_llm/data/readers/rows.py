@@ -83,7 +83,6 @@ class RowReader(NumberedReader):
         super().__init__(corpus, path, cache, LineFile(path, max_bytes))
         self._rows = rows
         self._max_bytes = max_bytes
-        self._line = 0
 
     def check(self) -> None:
         path = self.paths[0]
@@ -103,16 +102,6 @@ class RowReader(NumberedReader):
         offset, line = self._file.offset, self._line + 1
         raw = self._read_row()
         return None if raw is None else Record(line, (strip_break(raw),), (offset,), self.paths)
-
-    def tell(self) -> list[int]:
-        return [self._file.offset, self._line]
-
-    def seek(self, position: Sequence[int]) -> None:
-        offset, self._line = position
-        self._file.seek(offset)
-
-    def rewind(self) -> None:
-        self.seek([0, 0])
 
     def _record_kind(self) -> str:
         return f"rows-{self._rows.quoted:d}{self._rows.columns is None:d}"

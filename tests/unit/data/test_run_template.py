@@ -87,5 +87,5 @@ def test_prompts_are_laid_out_alike_before_and_after_a_conversation(tmp_path: An
     file.write_text("".join(json.dumps(record) + "\n" for record in (PAIR, TALK, PAIR)))
     corpus = CorpusConfig(path_jsonl=str(file))
     parser, reader = ExampleParser("c", corpus, DataConfig(), task="lm"), open_reader("c", corpus)
-    before, _, after = (parser(record)[0] for record in iter(reader.read, None))
+    before, _, after = (parser(record).examples[0] for record in iter(reader.read, None))
     assert [part.text for part in (*before.src, *before.tgt)] == [part.text for part in (*after.src, *after.tgt)]

@@ -21,7 +21,7 @@ def parse(corpus: CorpusConfig, *, task="lm", template=None, **options) -> list[
     reader = open_reader("c", corpus)
     parser = ExampleParser("c", corpus, DataConfig(**options), task=task, template=template)
     results = [parser(record) for record in iter(reader.read, None)]
-    return [each for result in results for each in ([result] if isinstance(result, str) else result)]
+    return [each for examples, skipped in results for each in examples or [skipped]]
 
 
 def sides(example: Example | str) -> list[tuple[str | None, bool]]:

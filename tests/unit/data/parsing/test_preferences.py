@@ -24,7 +24,7 @@ def parse(write, item: object, template: str | None = "chatml") -> Example:
     corpus = CorpusConfig(path_jsonl=write("j", json.dumps(item)))
     own = None if template is None else get_template(template)
     (examples,) = (
-        ExampleParser("c", corpus, DataConfig(objective="dpo"), task="lm", template=own)(record)
+        ExampleParser("c", corpus, DataConfig(objective="dpo"), task="lm", template=own)(record).examples
         for record in iter(open_reader("c", corpus).read, None)
     )
     (example,) = examples
