@@ -55,7 +55,8 @@ def _problems(action: str, loaded: Loaded[Any]) -> Iterator[Problem]:
         yield from training_problems(loaded)
         where = loaded.where("output")
         if where.startswith("-"):  # in a YAML file it may be meant for another command
-            yield Problem("'output' must go with merge.", where, f"{action} writes into the folder save_data")
+            sentence = f"'output' needs the action merge, but the action is {action or 'not given'}."
+            yield Problem(sentence, where, f"{action} writes into the folder save_data")
 
 
 def _run_codec(config: DataToolConfig) -> Codec:

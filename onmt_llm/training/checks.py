@@ -139,7 +139,7 @@ def check_tensor_parallel(
         "valid_metrics": bool(config.validation.valid_metrics),
     }
     if names := [name for name, is_used in unsupported.items() if is_used]:
-        obstacles.append(f"it does not work with {', '.join(names)} (`shard: full` divides more models)")
+        obstacles.append(f"it does not work with {', '.join(names)} (`shard: full` shards more models)")
     if obstacles:
         raise ConfigError(f"tensor_parallel must fit the model and the run, but {'; '.join(obstacles)}.")
 

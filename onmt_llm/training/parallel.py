@@ -114,7 +114,7 @@ def _parallelize(module: nn.Module, mesh: DeviceMesh) -> None:
         _compute_whole(norm, mesh)
     for path, owner in module.named_modules():
         for name, parameter in () if owner in spanning else owner.named_parameters(recurse=False):
-            dimension = divided_dimension(owner, f"{path}.{name}")
+            dimension = sharded_dimension(owner, f"{path}.{name}")
             placement = Replicate() if dimension is None else Shard(dimension)
             sharded = distribute_tensor(parameter, mesh, [placement], src_data_rank=None)
             owner.register_parameter(name, nn.Parameter(sharded, requires_grad=parameter.requires_grad))
@@ -150,7 +150,7 @@ def _compute_whole(norm: nn.Module, mesh: DeviceMesh) -> None:
     parallelize_module(norm, mesh, style)
 
 
-def divided_dimension(owner: nn.Module, path: str) -> int | None:
+def sharded_dimension(owner: nn.Module, path: str) -> int | None:
     """The dimension in which `tensor_parallel` shards a parameter; None = each rank has the whole.
 
     Args:

@@ -15,7 +15,7 @@ from onmt_llm.nn.transformer import Transformer
 from onmt_llm.training.dry_run.activations import ActivationEstimate
 from onmt_llm.training.losses.output_layer import default_chunk_tokens, output_parameters
 from onmt_llm.training.optim.registry import OPTIMIZERS
-from onmt_llm.training.parallel import divided_dimension
+from onmt_llm.training.parallel import sharded_dimension
 
 MIB = 1 << 20
 GRADIENT_BYTES = 4
@@ -193,7 +193,7 @@ def _weights(
     for name, parameter in model.named_parameters():
         inside = _IN_BLOCK.match(name)
         shape = list(parameter.shape)
-        dimension = divided_dimension(owners[name.rpartition(".")[0]], name) if inside else None
+        dimension = sharded_dimension(owners[name.rpartition(".")[0]], name) if inside else None
         if dimension is not None:
             shape[dimension] //= sharding.tensor
         kind = "trained" if parameter.requires_grad else "frozen"

@@ -2,7 +2,7 @@
 
 Several processes are started by torchrun, which describes them in the environment. Every rank reads its own part of the
 data; gradients are summed, so the update is that of one large batch. Every rank holds the whole model, unless
-`parallel.py` divides it.
+`parallel.py` shards it.
 """
 
 from __future__ import annotations

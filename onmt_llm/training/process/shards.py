@@ -76,12 +76,13 @@ def fill(parameter: Tensor, blocks: Iterable[Tensor]) -> None:
     for block in blocks:
         low, high = max(start, first), min(start + len(block), first + len(own))
         if low < high:
-            own[low - first : high - first] = block[(slice(low - start, high - start), *rest)]
+            part = (slice(low - start, high - start), *rest)
+            own[low - first : high - first] = block[part]
         start += len(block)
 
 
 def _corner(parameter: Any) -> tuple[int, ...]:
-    """Where this rank's part begins in the whole tensor. Every part is a box, also if two meshes divide the rows."""
+    """Where this rank's part begins in the whole tensor. Every part is a box, also if two meshes shard the rows."""
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
     _, corner = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)

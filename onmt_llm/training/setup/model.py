@@ -32,7 +32,7 @@ def check_size(model: ModelConfig, *, parts: int = 1) -> None:
 
     Args:
         model: The architecture.
-        parts: Number of processes that divide it.
+        parts: Number of processes that share it.
 
     Raises:
         ConfigError: The model is too large.

@@ -22,7 +22,7 @@ from onmt_llm.cli.plot import main as plot
         ("data", ["verify"], 2, "'shards' must be given, but is not"),
         ("data", ["merge", "-shards", "a"], 2, "'output' must be given, but is not"),
         ("data", ["verify", "-shards", "nowhere"], 3, "nowhere"),
-        ("data", ["pack", "-output", "shards"], 2, "'output' must go with merge"),
+        ("data", ["pack", "-output", "shards"], 2, "'output' needs the action merge"),
         ("eval", ["-model", "m", "-src", "s"], 4, "'src' must be a file that exists"),
         ("eval", ["bleu"], 2, "The first word must be one of perplexity, score, tasks, compare, run, but is 'bleu'"),
         ("checkpoint", ["inof"], 2, "The first word must be one of info, verify, seal"),
