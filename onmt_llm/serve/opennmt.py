@@ -118,33 +118,12 @@ def opennmt_api(service: Service, *, keys: ApiKeys, admin_keys: ApiKeys, url_roo
     async def translate_texts(request: Request) -> list[list[dict[str, Any]]]:
         """Translate texts with the model that the first of them names: the list of the best, that of the second ..."""
         inputs = _inputs(await _body(request))
-        numbered = models.get(inputs[0].get("id", 0))
-        async with service.models.use(numbered.name) as model:
-            options = numbered.options or model.options
-            sources = [_source(entry, model) for entry in inputs]
-            spec = model.spec
-            found = await translate(service, model, sources, options, src_lang=spec.src_lang, tgt_lang=spec.tgt_lang)
-            codec = model.codec.for_languages(spec.src_lang, spec.tgt_lang)
-        return [
-            [_answer(entry["src"], source, hypotheses, rank, codec) for entry, source, hypotheses in rows]
-            for rank in range(options.n_best)
-            for rows in [list(zip(inputs, sources, found, strict=True))]
-        ]
+        return await _translated(service, models.get(inputs[0].get("id", 0)), inputs)
 
     @router.post("/clone_model/{model_id:int}", dependencies=for_admins)
     async def clone_model(model_id: int, request: Request) -> dict[str, Any]:
         """Offer a model a second time, with the decoding options in `opt`."""
-        body = await _body(request)
-        if not isinstance(body, dict):
-            raise Refusal(400, "The body must be a JSON object with `timeout` and `opt`, but is not.")
-        begun = time.monotonic()
-        timeout = body.get("timeout", -1)
-        try:
-            options = None if body.get("opt") is None else _options(body["opt"])
-            number = models.clone(model_id, options, timeout if isinstance(timeout, int | float) else -1)
-        except Refusal as refusal:
-            return {"status": "error", "error": refusal.message}
-        return {"status": "ok", "model_id": number, "load_time": time.monotonic() - begun}
+        return _cloned(models, model_id, await _body(request))
 
     @router.get("/unload_model/{model_id:int}", dependencies=for_admins)
     async def unload_model(model_id: int) -> dict[str, Any]:
@@ -176,6 +155,37 @@ def opennmt_api(service: Service, *, keys: ApiKeys, admin_keys: ApiKeys, url_roo
             return {"model_id": model_id, "status": "ok"}
 
     return Api((router.prefix,), router, lambda refusal: {"status": "error", "error": refusal.message}, needs_key=False)
+
+
+async def _translated(
+    service: Service, numbered: NumberedModel, inputs: Sequence[dict[str, Any]]
+) -> list[list[dict[str, Any]]]:
+    """Translations of texts with one model: for each rank, the answers to all of them."""
+    async with service.models.use(numbered.name) as model:
+        options = numbered.options or model.options
+        sources = [_source(entry, model) for entry in inputs]
+        spec = model.spec
+        found = await translate(service, model, sources, options, src_lang=spec.src_lang, tgt_lang=spec.tgt_lang)
+        codec = model.codec.for_languages(spec.src_lang, spec.tgt_lang)
+    rows = list(zip(inputs, sources, found, strict=True))
+    return [
+        [_answer(entry["src"], source, hypotheses, rank, codec) for entry, source, hypotheses in rows]
+        for rank in range(options.n_best)
+    ]
+
+
+def _cloned(models: NumberedModels, number: int, body: Any) -> dict[str, Any]:
+    """Clone a model as a request asks; the answer to it."""
+    if not isinstance(body, dict):
+        raise Refusal(400, "The body must be a JSON object with `timeout` and `opt`, but is not.")
+    begun = time.monotonic()
+    timeout = body.get("timeout", -1)
+    try:
+        options = None if body.get("opt") is None else _options(body["opt"])
+        clone = models.clone(number, options, timeout if isinstance(timeout, int | float) else -1)
+    except Refusal as refusal:
+        return {"status": "error", "error": refusal.message}
+    return {"status": "ok", "model_id": clone, "load_time": time.monotonic() - begun}
 
 
 def _key_checker(*accepted: ApiKeys) -> Callable[[Request], None]:
