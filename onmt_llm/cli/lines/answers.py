@@ -10,11 +10,12 @@ from onmt_llm.cli.lines.chunks import LineChunk
 from onmt_llm.config.loading.load import Loaded
 from onmt_llm.config.translate import TranslateConfig
 from onmt_llm.data.transforms.affix import Prefix
-from onmt_llm.data.transforms.build import inference_transforms
+from onmt_llm.data.transforms.build import inference_transforms, unknown_fixed_tokens
 from onmt_llm.data.transforms.transform import Transform, TransformContext
 from onmt_llm.errors import ConfigError
 from onmt_llm.generate.alignment import read_phrase_table, replace_unknown
 from onmt_llm.generate.scoring import score_pairs
+from onmt_llm.log import logger
 from onmt_llm.text.features import parse_defaults
 from onmt_llm.text.placeholders import from_line
 from onmt_llm.text.prompts import encode_prompt
@@ -52,6 +53,9 @@ def prompt_builder(codec: Codec, loaded: Loaded[Any]) -> Callable[..., LinePromp
             f"`{wants}` must not be given where `transforms` joins lines (docify), but is.",
             hint="leave one of them out",
         )
+    unknown = unknown_fixed_tokens(config.inference.transforms, loaded.options, codec)
+    if unknown:
+        logger.warning("The transforms put in %s, but the model knows only <unk> in its place.", ", ".join(unknown))
     encode = partial(encode_prompt, codec=codec, template=config.inference.template)
     begin = _target_prefix(text, tokens, codec)
     return partial(LinePrompts, text=text, tokens=tokens, encode=encode, codec=codec, target_prefix=begin)

@@ -31,6 +31,7 @@ RENAMED = {
     "tensor_parallel_size": "tensor_parallel",
     "fix_word_vecs_enc": "freeze_word_vecs_enc",
     "fix_word_vecs_dec": "freeze_word_vecs_dec",
+    "ip": "host",
 }
 """Options with the same meaning under another name."""
 
@@ -144,6 +145,7 @@ RETIRED = {
     "dynamic_dict": "copy attention is retired; use `replace_unk` or placeholders",
     "filter_valid": "list `filtertoolong` in the `transforms` of the corpus `valid`",
     "image_channel_size": _TEXT_ONLY,
+    "model_config": "give that file to `onmt_llm_serve` as `-config`",
     "report_bleu": "score the output with `onmt_llm_eval score -metrics BLEU`",
     "report_rouge": "score the output with `onmt_llm_eval score -metrics ROUGEL`",
     "sample_rate": _TEXT_ONLY,

@@ -13,6 +13,7 @@ from onmt_llm.data.spec import PipelineSpec
 from onmt_llm.data.transforms.tokenize import Tokenize, default_tokenize
 from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext
 from onmt_llm.errors import ConfigError
+from onmt_llm.text.codec import Codec
 from onmt_llm.text.tokenizers.base import Tokenizer
 
 
@@ -75,6 +76,19 @@ def inference_transforms(
         )
     )
     return text, tokens
+
+
+def unknown_fixed_tokens(names: Sequence[str], options: Mapping[str, Section], codec: Codec) -> list[str]:
+    """Words that these transforms put into prompts and answers at inference, and that the model does not know."""
+    found: dict[str, None] = {}
+    on_tokens = False
+    for transform in map(TRANSFORMS.get, names):
+        if transform.at_inference:
+            config = options.get(transform.section, transform.Config())
+            tokenizers = (codec.src_tokenizer, codec.tokenizer)
+            found.update(dict.fromkeys(transform.fixed_tokens(config, tokenizers, on_tokens=on_tokens)))
+        on_tokens |= transform.tokenizes
+    return [token for token in found if token not in codec.vocab and token not in codec.src_vocab]
 
 
 def faults(names: Sequence[str]) -> Iterator[ConfigError]:

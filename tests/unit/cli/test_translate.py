@@ -59,6 +59,17 @@ def test_a_prefix_of_the_options_starts_all_answers_and_is_removed(model: str, s
     assert both == [line.removeprefix("w3").strip() for line in whole]
 
 
+def test_a_prefix_that_the_model_does_not_know_is_a_warning(
+    model: str, source: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onmt_llm.cli.run.setup_logging", lambda **_: None)
+    output = ("-output", str(tmp_path / "out"), "-transforms", "prefix")
+    for prefix, said in (("w3", False), ("｟fr｠", True)):
+        caplog.clear()
+        assert main(words(model, source, *output, "-src_prefix", prefix)) == 0
+        assert said == any("put in ｟fr｠" in record.message for record in caplog.records)
+
+
 def test_verbose_logs_answers_alignments_and_references(
     model: str, source: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -72,3 +72,9 @@ def test_options_of_earlier_versions_of_opennmt_are_known() -> None:
 def test_values_of_a_former_kind_are_explained(key: str, value: Any, part: str) -> None:
     ((place, sentence),) = translate({key: value}, {key}).errors
     assert place == key and part in sentence
+
+
+def test_the_flags_of_its_server_are_known() -> None:
+    assert translate({"ip": "0.0.0.0"}, {"host"}).values == {"host": "0.0.0.0"}
+    ((key, sentence),) = translate({"model_config": "conf.json"}).errors
+    assert key == "model_config" and "-config" in sentence
