@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import html
 import re
-import shutil
 
 import pytest
+from chat_page import CHROMIUM
 
 from onmt_llm.cli.data import main
 from onmt_llm.config.data import CorpusConfig, DataConfig
@@ -17,7 +17,6 @@ from onmt_llm.data.transforms.affix import PrefixConfig
 from onmt_llm.data.transforms.filters import FilterTooLongConfig
 from tiny_codecs import make_codec, make_spec
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 ATTACK = "</span></script><script>alert('x')</script><img src=x onerror=alert(1)>"
 
 
@@ -110,9 +109,9 @@ def test_the_command_writes_a_page(write, words, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (Debian: apt-get install chromium)")
 def test_filters_in_a_browser(follow, write, tmp_path):
-    playwright = pytest.importorskip("playwright.sync_api")
+    playwright = pytest.importorskip("playwright.sync_api", reason="the browser is driven by playwright")
     lines = "a b\na a a a a a a\nc d\n" + f"{ATTACK}\n"
     traces = follow({"x": CorpusConfig(path_src=write("x", lines)), "y": CorpusConfig(path_src=write("y", "a g\n"))},
                     transforms=["filtertoolong"])  # fmt: skip
