@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -12,12 +13,17 @@ from onmt_llm.checkpoint.files.blocks import with_rows
 from onmt_llm.checkpoint.load import check_base
 from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
 from onmt_llm.config.checkpoint import CheckpointConfig, ExpansionSpec
+from onmt_llm.config.model import Dtype
 from onmt_llm.errors import CheckpointError
 from onmt_llm.log import logger
+from onmt_llm.nn.device import DTYPES
 from onmt_llm.nn.lora.dora import rescale_rows
 from onmt_llm.nn.lora.init import removed_product
 from onmt_llm.nn.lora.layers import add_product
 from onmt_llm.nn.lora.variant import INITIAL_TENSORS, TRAINED_TENSORS
+
+_MOST_ROUNDING = 0.25
+"""Rounding, relative to the changes of an adapter, above which merging says so."""
 
 
 def merge(
@@ -25,11 +31,12 @@ def merge(
     addition: str | Path,
     output: str | Path,
     *,
+    dtype: Dtype | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Merge an adapter (`merge_lora`) or an expansion (`merge_twins`) into its base."""
     action = merge_twins if isinstance(Checkpoint.open(addition).config.addition, ExpansionSpec) else merge_lora
-    return action(base, addition, output, overwrite=overwrite)
+    return action(base, addition, output, dtype=dtype, overwrite=overwrite)
 
 
 def merge_lora(
@@ -37,9 +44,12 @@ def merge_lora(
     adapter: str | Path,
     output: str | Path,
     *,
+    dtype: Dtype | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Merge an adapter into the weights of its base: W + scale * B A, computed in float32, stored in the type of W.
+    """Merge an adapter into the weights of its base: W + scale * B A, computed in float32 and rounded to a type.
+
+    A warning says how much of what the adapter changes is lost if its changes are as small as the rounding.
 
     For PiSSA and LoftQ, the initial product is subtracted from W first. With DoRA, the rows then get their trained
     magnitudes.
@@ -51,6 +61,7 @@ def merge_lora(
         base: The checkpoint that the adapter was trained on.
         adapter: The adapter, alone or beside its base.
         output: The checkpoint to write.
+        dtype: Type of the written weights; None = that of the base.
         overwrite: Replace a checkpoint at `output`.
 
     Raises:
@@ -58,14 +69,25 @@ def merge_lora(
     """
     whole, lora = _open_pair(base, adapter)
     layers = {name.rpartition(".")[0] for name in lora.adapter_names()}
+    model = whole.config.model if dtype is None else whole.config.model.model_copy(update={"dtype": dtype})
+    rounding = _Rounding()
 
     def merged(name: str) -> Iterable[torch.Tensor]:
         layer, _, kind = name.rpartition(".")
-        return _merged_blocks(whole, lora, layer) if kind == "weight" and layer in layers else whole.blocks(name)
+        if kind != "weight" or layer not in layers:
+            return whole.blocks(name)
+        target = whole.dtype(name) if dtype is None else DTYPES[dtype]
+        return (rounding.to(target, *blocks) for blocks in _merged_blocks(whole, lora, layer))
 
-    config = _merged_config(whole, lora, with_adapter=False)
+    config = _merged_config(whole, lora, with_adapter=False).model_copy(update={"model": model})
     with CheckpointWriter(output, config, overwrite=overwrite) as writer:
-        _write_model(writer, whole, merged, texts=(whole, _text_source(whole, lora)))
+        _write_model(writer, whole, merged, dtype=dtype, texts=(whole, _text_source(whole, lora)))
+    if rounding.share > _MOST_ROUNDING:
+        logger.warning(
+            "Rounding the merged weights to %s changes them by %.0f%% of what the adapter does (root mean square), so "
+            "the merged model is a little less trained: -dtype fp32 keeps all of it, for a release too.",
+            *(model.dtype, 100 * rounding.share),
+        )
     return Path(output)
 
 
@@ -74,6 +96,7 @@ def merge_twins(
     expansion: str | Path,
     output: str | Path,
     *,
+    dtype: Dtype | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Interpolate the weights of blocks and their twins, as training interpolated their hidden states.
@@ -85,6 +108,7 @@ def merge_twins(
         base: The checkpoint that was expanded.
         expansion: The expansion's checkpoint.
         output: The checkpoint to write.
+        dtype: Type of the written weights; None = that of the base.
         overwrite: Replace a checkpoint at `output`.
 
     Raises:
@@ -95,14 +119,15 @@ def merge_twins(
     check_base(whole, twins)
     check_twins(twins, {name: whole.shape(name) for name in whole.model_names()})
     source = f"{whole.config.source or whole.path.name} + twins {twins.path.name}"
-    config = twins.config.model_copy(update={"model": whole.config.model, "expansion": None, "source": source})
+    model = whole.config.model if dtype is None else whole.config.model.model_copy(update={"dtype": dtype})
+    config = twins.config.model_copy(update={"model": model, "expansion": None, "source": source})
 
     def interpolated(name: str) -> Iterable[torch.Tensor]:
         blocks, twin = whole.blocks(name), twin_name(name, spec.blocks)
         return blocks if twin is None else _interpolated_blocks(blocks, twins.tensor(twin), spec.lerp)
 
     with CheckpointWriter(output, config, overwrite=overwrite) as writer:
-        _write_model(writer, whole, interpolated, texts=(whole, twins))
+        _write_model(writer, whole, interpolated, dtype=dtype, texts=(whole, twins))
     logger.warning(
         "The weights of %d blocks and their twins are interpolated (lerp %g), where training interpolated their hidden "
         "states: the merged model approximates the trained one. Compare the two, e.g. with onmt_llm_eval perplexity.",
@@ -120,7 +145,7 @@ def concat_lora(
 ) -> Path:
     """Store an adapter unmerged beside the weights of its base, in one checkpoint to run or to continue training.
 
-    Arguments and errors are those of `merge_lora`.
+    Arguments and errors are those of `merge_lora`, but the weights keep their type.
     """
     whole, lora = _open_pair(base, adapter)
     config = _merged_config(whole, lora, with_adapter=True)
@@ -136,18 +161,43 @@ def _write_model(
     base: Checkpoint,
     blocks: Callable[[str], Iterable[torch.Tensor]],
     *,
+    dtype: Dtype | None = None,
     texts: Sequence[Checkpoint],
 ) -> None:
     """Write all tensors of `base`, with the values that `blocks` gives for each name, and the text files of `texts`."""
     with base.progress("merge") as progress:
         for name in base.model_names():
-            writer.add_blocks(name, blocks(name), dtype=base.dtype(name), shape=base.shape(name))
+            target = base.dtype(name) if dtype is None else DTYPES[dtype]
+            rounded = (block.to(target) for block in blocks(name))
+            writer.add_blocks(name, rounded, dtype=target, shape=base.shape(name))
             progress.add(base.nbytes(name))
     copy_files(writer, *texts)
 
 
-def _merged_blocks(base: Checkpoint, lora: Checkpoint, layer: str) -> Iterator[torch.Tensor]:
-    """The weight of `layer` with its adapter merged, in blocks of rows.
+class _Rounding:
+    """Rounds merged weights, and compares the rounding with what the adapter changes.
+
+    Attributes:
+        share: Root mean square of the rounding, relative to that of the changes.
+    """
+
+    def __init__(self) -> None:
+        self._rounding = self._change = 0.0
+
+    @property
+    def share(self) -> float:
+        return math.sqrt(self._rounding / self._change) if self._change else 0.0
+
+    def to(self, dtype: torch.dtype, merged: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
+        """Merged weights, in float32, in the type `dtype`; `block` has the weights without the adapter."""
+        rounded = merged.to(dtype)
+        self._rounding += float((rounded.float() - merged).square().sum())
+        self._change += float((merged - block.float()).square().sum())
+        return rounded
+
+
+def _merged_blocks(base: Checkpoint, lora: Checkpoint, layer: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The weight of `layer` with its adapter merged, in float32, and without it: in blocks of rows.
 
     It is (out, in) of a linear layer, or (tokens, size) of an embedding, whose adapter applies to the transpose: with
     DoRA its norms are over all tokens, so all of it is in memory.
@@ -166,13 +216,13 @@ def _merged_blocks(base: Checkpoint, lora: Checkpoint, layer: str) -> Iterator[t
             merged = add_product(merged, a[:, rows] if is_embedding else a, b if is_embedding else b[rows], factor)
         if magnitude is not None:
             merged = rescale_rows(merged, magnitude if is_embedding else magnitude[rows])
-        yield (merged.t() if is_embedding else merged).to(block.dtype)
+        yield merged.t() if is_embedding else merged, block
 
 
 def _interpolated_blocks(blocks: Iterable[torch.Tensor], twin: torch.Tensor, share: float) -> Iterator[torch.Tensor]:
     """Interpolate between a tensor, given in blocks of rows, and its twin; `share` is the weight of the twin."""
     for rows, block in with_rows(blocks):
-        yield torch.lerp(block.float(), twin[rows].float(), share).to(block.dtype)
+        yield torch.lerp(block.float(), twin[rows].float(), share)
 
 
 def _is_embedding(layer: str) -> bool:

@@ -53,9 +53,10 @@ def _lora(loaded: Loaded[Any]) -> int:
     base = required(loaded, "adapters", "base_model", USAGE)
     if options.action == "import":
         import_peft(adapter, base, output, overwrite=options.force)
+    elif options.action == "merge":
+        merge(base, adapter, output, dtype=options.dtype, overwrite=options.force)
     else:
-        action = merge if options.action == "merge" else concat_lora
-        action(base, adapter, output, overwrite=options.force)
+        concat_lora(base, adapter, output, overwrite=options.force)
     logger.info("%s + %s -> %s (%s)", base, adapter, output, options.action)
     return 0
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 from onmt_llm.config.card import CardOptions
 from onmt_llm.config.integrity import IntegrityConfig
+from onmt_llm.config.model import Dtype
 from onmt_llm.config.section import Section
 
 
@@ -23,6 +24,9 @@ class LoraToolOptions(Section):
     """Checkpoint of the adapter or the expanded blocks; `import`: folder of the peft adapter."""
     output: str | None = None
     """Checkpoint directory to write; `export`: folder of the peft adapter."""
+    dtype: Dtype | None = None
+    """`merge`: type of the written weights; null = that of the base. bf16 partly rounds away the small changes of a
+    short run, and a warning says so; fp32 keeps them."""
     force: bool = False
     """Replace an existing output."""
 

@@ -91,3 +91,30 @@ def test_merging_ignores_quantised_training(tmp_path: Path, make_model: Make, ma
     merge_lora(base.path, tmp_path / "eight", tmp_path / "merged")
     name = "decoder.layers.0.mlp.up_proj.weight"
     assert torch.equal(Checkpoint.open(tmp_path / "merged").tensor(name), base.tensor(name))
+
+
+def test_changes_that_bf16_rounds_away_are_said_and_fp32_keeps_them(
+    tmp_path: Path, make_model: Make, make_adapter: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain = make_model()
+    model = plain.config.model.model_copy(update={"dtype": "bf16"})
+    with CheckpointWriter(tmp_path / "bf16", plain.config.model_copy(update={"model": model})) as writer:
+        for name, tensor in plain.tensors():
+            writer.add(name, tensor.bfloat16())
+        writer.add_file(plain.path / "vocab.txt", "vocab.txt")
+    base = Checkpoint.open(tmp_path / "bf16")
+    large = make_adapter(base)
+    with CheckpointWriter(tmp_path / "small", large.config) as writer:
+        for name, tensor in large.tensors():
+            writer.add(name, tensor * (2e-5 if name.endswith("lora_b") else 1))
+        writer.add_file(base.path / "vocab.txt", "vocab.txt")
+    merge_lora(base.path, large.path, tmp_path / "large_merged")
+    assert not caplog.records
+    merge_lora(base.path, tmp_path / "small", tmp_path / "rounded")
+    assert "-dtype fp32 keeps all of it" in caplog.text
+    caplog.clear()
+    merge_lora(base.path, tmp_path / "small", tmp_path / "exact", dtype="fp32")
+    assert not caplog.records and Checkpoint.open(tmp_path / "exact").config.model.dtype == "fp32"
+    trained = logits(tmp_path / "small", dtype="fp32")
+    torch.testing.assert_close(logits(tmp_path / "exact"), trained)
+    assert (logits(tmp_path / "rounded", dtype="fp32") - trained).abs().max() > 1e-4
