@@ -165,13 +165,13 @@ def _open(file: str | Path | None, options: dict[str, Any]) -> Any:
                 f"'{subword_type}' with {file or 'no model'}."
             )
         options[_MODEL_OPTION[subword_type]] = str(file)
+    given = ", ".join(f"{key}={value!r}" for key, value in options.items())
     try:
         return library.Tokenizer(options.pop("mode", "none"), **options)
     except TypeError as error:
-        given = ", ".join(f"{key}={value!r}" for key, value in options.items())
         raise ConfigError(
             f"onmt_tokenize takes the arguments of pyonmttok.Tokenizer, but was given: {given}."
         ) from error
     except ValueError as error:
         kind = DataError if "Unable to open" in str(error) else ConfigError
-        raise kind(f"pyonmttok refuses its options: {error}.") from error
+        raise kind(f"pyonmttok refuses its options ({given}): {str(error).rstrip('.')}.") from error

@@ -52,6 +52,12 @@ def test_unknown_options_are_refused(models: Path) -> None:
         open_tokenizer(spec, models)
 
 
+def test_options_that_exclude_each_other_are_named(tmp_path: Path) -> None:
+    spec = TokenizerSpec(kind="onmt_tokenize", options={"mode": "space", "case_markup": True})
+    with pytest.raises(ConfigError, match=r"refuses its options \(mode='space', case_markup=True\)"):
+        open_tokenizer(spec, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("spec", "expected"),
     [
