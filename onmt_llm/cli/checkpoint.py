@@ -23,7 +23,7 @@ USAGE = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_action("onmt_llm_checkpoint", argv, ACTIONS, USAGE, paths=_paths, checks=_problems)
+    return run_action("onmt_llm_checkpoint", argv, ACTIONS, USAGE, paths=_paths, checks=_problems, readers=_READERS)
 
 
 def _paths(_: str, loaded: Loaded[Any]) -> Paths:
@@ -48,6 +48,18 @@ _NEEDS = {
     "average": ("models", "output"),
     "consolidate": ("model", "output"),
     "export": ("model", "output"),
+}
+
+_COPIES = ("average", "consolidate", "export")
+_EXTRACTS = ("extract_vocabulary", "extract_embeddings")
+_READERS = {
+    "model": [action for action, needed in _NEEDS.items() if "model" in needed],
+    "models": ("average",),
+    "output": _COPIES,
+    "force": _COPIES,
+    "fp32": ("average",),
+    "out_file": _EXTRACTS,
+    "side": _EXTRACTS,
 }
 
 

@@ -35,10 +35,18 @@ USAGE = (
 DEFAULT_SAMPLE = 20
 PAGES = {"report": ("report.json", "report.html"), "sample": ("samples.html",)}
 _OF_SHARDS = ("merge", "verify")
+_READERS = {
+    "shards": _OF_SHARDS,
+    "output": ("merge",),
+    "engine": ("pack",),
+    "ray_address": ("pack",),
+    "export_as": ("export",),
+    "format": ("export",),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_action("onmt_llm_data", argv, ACTIONS, USAGE, paths=_paths, checks=_problems)
+    return run_action("onmt_llm_data", argv, ACTIONS, USAGE, paths=_paths, checks=_problems, readers=_READERS)
 
 
 def _paths(action: str, loaded: Loaded[Any]) -> Paths:
@@ -53,10 +61,6 @@ def _paths(action: str, loaded: Loaded[Any]) -> Paths:
 def _problems(action: str, loaded: Loaded[Any]) -> Iterator[Problem]:
     if action not in _OF_SHARDS:
         yield from training_problems(loaded)
-        where = loaded.where("output")
-        if where.startswith("-"):  # in a YAML file it may be meant for another command
-            sentence = f"'output' needs the action merge, but the action is {action or 'not given'}."
-            yield Problem(sentence, where, f"{action} writes into the folder save_data")
 
 
 def _run_codec(config: DataToolConfig) -> Codec:

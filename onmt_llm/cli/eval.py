@@ -15,7 +15,7 @@ from onmt_llm.cli.inference import open_models
 from onmt_llm.cli.inputs import missing_files, missing_models, missing_options, option_files
 from onmt_llm.cli.outputs import Paths, model_files, output_option
 from onmt_llm.cli.run import required, run_action, split_action
-from onmt_llm.config.evaluate import EvalConfig
+from onmt_llm.config.evaluate import EvalConfig, HarnessConfig
 from onmt_llm.config.loading.load import Loaded
 from onmt_llm.data.readers import read_lines
 from onmt_llm.errors import DataError, Problem
@@ -34,6 +34,16 @@ USAGES = {
 }
 USAGE = " | ".join(USAGES.values())
 RUN = "run"
+_ANSWERING = ("score", "compare")
+_READING = ("perplexity", *_ANSWERING)
+_READERS = {
+    "model": ("perplexity", "score", "tasks"),
+    "models": ("compare",),
+    **dict.fromkeys(("src", "tgt", "src_lang", "tgt_lang"), _READING),
+    **dict.fromkeys(("template", "metrics", "comet_model"), _ANSWERING),
+    **dict.fromkeys(("hyp", "resamples"), ("score",)),
+    **dict.fromkeys(HarnessConfig.model_fields, ("tasks",)),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     models = list(takewhile(lambda word: not word.startswith("-"), words))
     if models and action == "compare":
         argv = [action, "-models", *words]
-    return run_action("onmt_llm_eval", argv, ACTIONS, USAGE, paths=_paths, checks=_problems)
+    return run_action("onmt_llm_eval", argv, ACTIONS, USAGE, paths=_paths, checks=_problems, readers=_READERS)
 
 
 def _paths(_: str, loaded: Loaded[Any]) -> Paths:

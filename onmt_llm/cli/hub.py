@@ -17,7 +17,7 @@ USAGE = "onmt_llm_hub upload -folder MODEL -repo OWNER/NAME | download -repo OWN
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_action("onmt_llm_hub", argv, ACTIONS, USAGE, paths=_paths, checks=_problems)
+    return run_action("onmt_llm_hub", argv, ACTIONS, USAGE, paths=_paths, checks=_problems, readers=_READERS)
 
 
 def _paths(_: str, loaded: Loaded[Any]) -> Paths:
@@ -35,6 +35,10 @@ def _problems(action: str, loaded: Loaded[Any]) -> Iterator[Problem]:
 
 
 _NEEDS = {"upload": ("folder", "repo"), "download": ("repo", "output")}
+_READERS = {
+    **dict.fromkeys(("folder", "private", "commit_message", "train_state"), ("upload",)),
+    **dict.fromkeys(("dataset", "output", "force"), ("download",)),
+}
 
 
 def _upload(loaded: Loaded[Any]) -> int:

@@ -213,6 +213,7 @@ def run_action(
     *,
     paths: Callable[[str, Loaded[Any]], Paths],
     checks: Callable[[str, Loaded[Any]], Iterator[Problem]],
+    readers: Mapping[str, Collection[str]] | None = None,
 ) -> int:
     """Run a command whose first argument is an action; returns its exit code.
 
@@ -225,6 +226,7 @@ def run_action(
         usage: The hint of an unknown action.
         paths: Gives the inputs and outputs of an action.
         checks: Gives the problems of a configuration whose values are valid, for an action that is known.
+        readers: The actions that read an option, for options that not all of them read.
     """
     action, words = split_action(argv)
 
@@ -232,6 +234,8 @@ def run_action(
         if action and action not in actions:
             yield unknown_action(action, actions, usage)
         else:
+            if action:
+                yield from _unread(action, readers or {}, loaded)
             yield from checks(action, loaded)
 
     def work(loaded: Loaded[Any]) -> int:
@@ -240,6 +244,14 @@ def run_action(
         return actions[action](loaded)
 
     return run_job(CheckedJob(command, functools.partial(paths, action), problems), work, words)
+
+
+def _unread(action: str, readers: Mapping[str, Collection[str]], loaded: Loaded[Any]) -> Iterator[Problem]:
+    """Flags that the action does not read; in a YAML file they may be meant for another one."""
+    for option, actions in readers.items():
+        where = loaded.where(option)
+        if where.startswith("-") and action not in actions:
+            yield Problem(f"'{option}' needs the action {' or '.join(actions)}, but that is {action}.", where)
 
 
 def unknown_action(action: str, actions: Collection[str], usage: str) -> Problem:
