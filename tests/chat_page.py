@@ -23,7 +23,9 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]  # fmt: skip
 SECONDS = 60
-HARMLESS = re.compile("Autofocus processing was blocked|AbortError: signal is aborted|Unexpected error Co")
+HARMLESS = re.compile(
+    "Autofocus processing was blocked|AbortError: (signal is|BodyStreamBuffer was) aborted|Unexpected error Co"
+)
 """What Chromium says about a page that focuses its box itself, and Gradio where a page with an open stream is left."""
 
 SIZES = {"desktop": (1280, 800), "phone": (390, 844), "landscape": (844, 390)}

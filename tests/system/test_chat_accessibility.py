@@ -152,6 +152,7 @@ def test_what_a_screen_reader_gets(server: Server, browser: Any) -> None:
         expect(log).to_have_attribute("aria-busy", "false")
         chat.ask("slow")
         expect(log).to_have_attribute("aria-busy", "true")
+        expect(chat.answers.last).to_contain_text("tick", timeout=SECONDS * 1000)
         chat.stop.click()
         chat.wait_until_idle()
         snapshot = chat.page.locator("body").aria_snapshot()
