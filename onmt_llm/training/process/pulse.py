@@ -84,13 +84,14 @@ class Pulse:
     def __init__(self, world: World, *, limit: float) -> None:
         self._world, self._limit = world, limit
         self._report = Report(host=socket.gethostname(), pid=os.getpid())
-        self._ended = threading.Event()
+        self._reported, self._ended = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Pulse:
         if self._world.size > 1 and self._limit > 0 and "MASTER_ADDR" in os.environ:
             self._thread = threading.Thread(target=self._run, name="pulse", daemon=True)
             self._thread.start()
+            self._reported.wait(INTERVAL)  # a process that has made an update can be named
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
@@ -122,14 +123,17 @@ class Pulse:
         try:
             store = open_store(self._world.attempt)
             watch = Watcher(self._world.size, self._limit) if self._world.rank < _WATCHERS else None
-            while not self._ended.wait(INTERVAL):
+            while True:
                 self._set(number=self._report.number + 1)
                 store.set(_key(self._world.rank), json.dumps(asdict(self._report)))
+                self._reported.set()
                 sentence = watch.look(store) if watch is not None else None
                 if sentence is not None and not store.check([_END]):
                     store.set(_END, sentence)
                 if store.check([_END]):
                     _end(store.get(_END).decode())
+                if self._ended.wait(INTERVAL):
+                    return
         except RuntimeError as error:  # the store is gone: torchrun is ending the run
             logger.debug("No more reports between processes: %s", error)
 
@@ -142,16 +146,19 @@ class Pulse:
             before = _reports(store, self._world.size)
             time.sleep(_LAST_REPORT * INTERVAL)
             now = _reports(store, self._world.size)
-            dead = [
-                f"rank {rank} (host {r.host}, process {r.pid}) died in step {r.step}"
-                for rank, r in now.items()
-                if before.get(rank, r).number == r.number
-            ]
+            others = [rank for rank in range(self._world.size) if rank != self._world.rank]
+            dead = [_death(rank, now.get(rank)) for rank in others if now.get(rank) == before.get(rank)]
             said = store.compare_set(_LOST, "", str(self._world.rank)).decode() != str(self._world.rank)
         except RuntimeError as error:
             logger.debug("No reports between processes: %s", error)
             return lost_process(self._world)
         return lost_process(self._world, "; ".join(dead), said=said)
+
+
+def _death(rank: int, report: Report | None) -> str:
+    if report is None:
+        return f"rank {rank} died before its first report"
+    return f"rank {rank} (host {report.host}, process {report.pid}) died in step {report.step}"
 
 
 def lost_process(world: World, which: str = "", *, said: bool = False) -> LostProcessError:

@@ -10,8 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
-from onmt_llm.training.process.pulse import SILENCE, Report, suspects
+from onmt_llm.errors import LostProcessError
+from onmt_llm.training.process import pulse
+from onmt_llm.training.process.dist import World
+from onmt_llm.training.process.pulse import SILENCE, Pulse, Report, suspects
 
 RANKS = """
 import sys, time
@@ -52,6 +56,27 @@ def reports(*micro_batches: int, paused: int | None = None) -> dict[int, Report]
 def test_who_is_waited_for(found: dict[int, Report], silent: dict[int, float], expected: list[int]) -> None:
     none = dict.fromkeys(found, 0.0)
     assert list(suspects(found, {**none, **silent}, none)) == expected
+
+
+def test_who_has_died(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 1 goes on, rank 2 has stopped reporting, rank 3 never reported; the own reports may be late."""
+    numbers = iter([{0: 4, 1: 4, 2: 4}, {0: 4, 1: 5, 2: 4}])
+
+    def read(*_: object) -> dict[int, Report]:
+        return {rank: Report(step=7, host="h", pid=rank, number=number) for rank, number in next(numbers).items()}
+
+    class Store:
+        def compare_set(self, key: str, old: str, new: str) -> bytes:
+            return new.encode()
+
+    monkeypatch.setattr(pulse, "open_store", lambda _: Store())
+    monkeypatch.setattr(pulse, "_reports", read)
+    monkeypatch.setattr(pulse, "INTERVAL", 0.0)
+    monkeypatch.setattr(pulse.signal, "signal", lambda *_: None)
+    error = Pulse(World(0, 4, torch.device("cpu")), limit=1.0)._lost()
+    assert isinstance(error, LostProcessError)
+    expected = "but rank 2 (host h, process 2) died in step 7; rank 3 died before its first report."
+    assert error.message.endswith(expected)
 
 
 def test_a_stopped_process_is_named_and_all_end(tmp_path: Path) -> None:
