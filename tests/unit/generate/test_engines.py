@@ -210,7 +210,7 @@ def test_the_options_of_the_vicuna_recipe(engine: Engine) -> None:
 
 
 def test_each_of_several_samples_ends_at_its_own_stop_string(engine: Engine) -> None:
-    options = GenerationConfig(max_length=40, min_length=40, random_sampling_topk=0, n_best=5, stop=["a", "e", "i"])
+    options = GenerationConfig(max_length=40, min_length=40, random_sampling_topk=0, n_best=20, stop=["a", "e", "i"])
     for answers in engine.generate([PROMPTS[0], PROMPTS[3]], options):
         assert len({len(answer.tokens) for answer in answers}) > 1
         assert not any(set("aei") & set(answer.text) for answer in answers)
