@@ -278,7 +278,7 @@ def test_ranks_that_are_killed_are_named_and_the_run_goes_on_by_itself(runs: Run
             wait_for(process, lambda ranks=ranks: not set(ranks.values()) & set(ranks_of(process.pid).values()))
         assert process.wait() == 0
     log = (runs.folder / "ranks.log").read_text()
-    assert len(re.findall(r"rank [01] \(host .*, process \d+\) died in step \d+\.", log)) == kills
+    assert len(re.findall(r"rank [01] \(host .*, process \d+\) died in step \d+\.", log)) == kills, log
     assert "Traceback" not in log
     assert check_complete(killed) == [steps - behind * SAVE_EVERY for behind in (3, 2, 1, 0)]
     assert not [path for path in killed.parent.iterdir() if path.name.startswith(".")]

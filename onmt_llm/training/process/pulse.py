@@ -84,14 +84,14 @@ class Pulse:
     def __init__(self, world: World, *, limit: float) -> None:
         self._world, self._limit = world, limit
         self._report = Report(host=socket.gethostname(), pid=os.getpid())
-        self._reported, self._ended = threading.Event(), threading.Event()
+        self._reported, self._wake, self._ended = threading.Event(), threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Pulse:
         if self._world.size > 1 and self._limit > 0 and "MASTER_ADDR" in os.environ:
             self._thread = threading.Thread(target=self._run, name="pulse", daemon=True)
             self._thread.start()
-            self._reported.wait(INTERVAL)  # a process that has made an update can be named
+            self._reported.wait(INTERVAL)  # so that this process can be named by the others
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
@@ -100,12 +100,16 @@ class Pulse:
                 raise self._lost() from error
         finally:
             self._ended.set()
+            self._wake.set()
             if self._thread is not None:
                 self._thread.join()
 
     def beat(self, step: int) -> None:
         """A micro-batch of the update `step` begins."""
+        is_first = self._report.micro_batches == 0
         self._set(micro_batches=self._report.micro_batches + 1, step=step)
+        if is_first:
+            self._wake.set()  # it is reported at once: a process may die within the first second
 
     @contextmanager
     def pause(self) -> Iterator[None]:
@@ -132,7 +136,9 @@ class Pulse:
                     store.set(_END, sentence)
                 if store.check([_END]):
                     _end(store.get(_END).decode())
-                if self._ended.wait(INTERVAL):
+                self._wake.wait(INTERVAL)
+                self._wake.clear()
+                if self._ended.is_set():
                     return
         except RuntimeError as error:  # the store is gone: torchrun is ending the run
             logger.debug("No more reports between processes: %s", error)
