@@ -24,23 +24,23 @@ _LOWEST = -(1 << 15)
 
 def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
     """Zero elements with probability `rate`, and scale the others to preserve the expectation."""
-    if not training or rate <= 0.0 or x.device.type != "cpu":
-        return F.dropout(x, rate, training)
-    return _Dropout.apply(x, rate)
+    if not training or rate <= 0.0:
+        return x
+    return _Dropout.apply(x, rate) if x.device.type == "cpu" else F.dropout(x, rate)
 
 
 def dropout_add(x: Tensor, y: Tensor, rate: float, training: bool) -> Tensor:
     """x + dropout(y): the end of a residual branch."""
-    if not training or rate <= 0.0 or x.device.type != "cpu":
-        return x + F.dropout(y, rate, training)
-    return _DropoutAdd.apply(x, y, rate)
+    if not training or rate <= 0.0:
+        return x + y
+    return _DropoutAdd.apply(x, y, rate) if x.device.type == "cpu" else x + F.dropout(y, rate)
 
 
 def relu_dropout(x: Tensor, rate: float, training: bool) -> Tensor:
     """dropout(relu(x))."""
-    if not training or rate <= 0.0 or x.device.type != "cpu":
-        return F.dropout(F.relu(x), rate, training)
-    return _ReluDropout.apply(x, rate)
+    if not training or rate <= 0.0:
+        return F.relu(x)
+    return _ReluDropout.apply(x, rate) if x.device.type == "cpu" else F.dropout(F.relu(x), rate)
 
 
 def attend_with_dropout(
