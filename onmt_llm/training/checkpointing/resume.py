@@ -13,6 +13,7 @@ from onmt_llm.log import logger
 from onmt_llm.training.components import TrainingComponents
 from onmt_llm.training.process.dist import World
 from onmt_llm.training.process.rng import set_rng_state
+from onmt_llm.training.setup.run_setup import RunSetup
 from onmt_llm.training.state import Progress, SavedState, load_optimizer
 from onmt_llm.training.validation.early_stopping import EarlyStopping
 
@@ -38,21 +39,23 @@ def is_done(config: TrainConfig, resumed: SavedState) -> bool:
     return False
 
 
-def run_options(config: TrainConfig) -> dict[str, Any]:
+def run_options(setup: RunSetup) -> dict[str, Any]:
     """The options that are saved with the optimiser's settings, to log changes when the run is resumed. Of each corpus
-    only what differs from the defaults."""
+    only what differs from the defaults, and of quantisation what is in effect, since an adapter keeps its own."""
+    config, layers = setup.config, setup.layers
     data = config.corpora
     sections = (
         *(config.start, config.run, config.regularization, config.performance, config.batching),
         *(config.loss, config.preference, config.validation, config.quantization),
         *(data, *data.transform_options.values()),
     )
+    quantised = {"quant_layers": list(layers.quantised), "quant_type": layers.quant_type}
     corpora = {name: corpus.model_dump(mode="json", exclude_defaults=True) for name, corpus in data.data.items()}
     return {
         name: value
         for section in sections
         for name, value in section.model_dump(mode="json", exclude=set(_PATHS)).items()
-    } | {"data": corpora}
+    } | {"data": corpora, **quantised}
 
 
 def resumed_settings(wanted: OptimConfig, resumed: SavedState | None, *, reset: str) -> OptimConfig:
@@ -83,7 +86,9 @@ def _log_change(name: str, before: Any, now: Any) -> None:
         for key in {**before, **now}:
             _log_change(f"{name}.{key}", before.get(key), now.get(key))
     elif before != now:
-        logger.info("%s is %s now; it was %s.", name, *("not set" if each is None else each for each in (now, before)))
+        logger.info(
+            "%s is %s now; it was %s.", name, *("not set" if each in (None, "") else each for each in (now, before))
+        )
 
 
 def run_seed(wanted: int, resumed: SavedState | None, world: World) -> int:

@@ -182,7 +182,7 @@ class CheckpointSaver:
                 settings=self.components.optim.model_dump(mode="json"),
                 seed=self.seed,
                 ranks=ranks,
-                options=run_options(self.setup.config),
+                options=run_options(self.setup),
             ),
             collect=collect,
         )

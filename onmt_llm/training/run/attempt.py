@@ -161,7 +161,7 @@ def _restore(setup: RunSetup, components: TrainingComponents, data: Pipeline, ro
     """Restore the saved state, and the data position of a rollback."""
     progress = Progress()
     if setup.saved is not None:
-        log_changes(setup.saved.options, run_options(setup.config))
+        log_changes(setup.saved.options, run_options(setup))
         fresh_optimizer = setup.config.start.reset_optim == "states"
         progress = resume(setup.saved, components, data, fresh_optimizer=fresh_optimizer)
     if rollback is not None:

@@ -94,10 +94,12 @@ def test_auto_begins_with_another_checkpoint_and_then_with_its_own(copy_task: An
     assert go(copy_task, "base").step == 6
     lora = {"lora": {"lora_layers": ["q_proj"]}, "optimizer": {"learning_rate": 0.01}}
     start = {"init_from": str(copy_task.folder / "base/toy_step_6"), "train_steps": 2}
-    assert go(copy_task, "tuned", run=start, **lora).step == 2
+    quantised = {"quant_layers": ["linear_keys"], "quant_type": "int8"}
+    assert go(copy_task, "tuned", run=start, quantization=quantised, **lora).step == 2
     assert go(copy_task, "tuned", run={**start, "train_steps": 4}, **lora).step == 4
     assert names(copy_task, "tuned") == ["toy_step_2", "toy_step_4"]
     assert "Resuming after step 2" in log.text
+    assert "quant_layers is" not in log.text and "quant_type is" not in log.text  # the adapter keeps its own
 
 
 def test_changed_options_are_logged_those_of_corpora_too(log: Any) -> None:
