@@ -101,15 +101,13 @@ class BucketBuilder:
             return self._prepare(task)
 
     def _prepare(self, task: BucketTask) -> Prepared:
-        for corpus in self._corpora:
-            corpus.counts = CorpusCounts()
+        counts = {corpus.name: CorpusCounts() for corpus in self._corpora}
         shares = [
-            (corpus, list(self._encode(corpus, records, task.share.bucket)))
+            (corpus, list(self._encode(corpus, records, task.share.bucket, counts[corpus.name])))
             for corpus, records in zip(self._corpora, task.records, strict=True)
         ]
-        counts = {corpus.name: corpus.counts for corpus in self._corpora}
         if task.audit:
-            for level, note in audit(shares, self._spec.codec, training=self._spec.training):
+            for level, note in audit(shares, counts, self._spec.codec, training=self._spec.training):
                 logger.log(level, note)
         if self._spec.training and len(shares) > 1:
             _number([encoded for _, encoded in shares])
@@ -120,12 +118,14 @@ class BucketBuilder:
             {name: count.kept for name, count in counts.items()},
         )
 
-    def _encode(self, corpus: Corpus, records: Sequence[Record], bucket: int) -> Iterator[Encoded]:
+    def _encode(
+        self, corpus: Corpus, records: Sequence[Record], bucket: int, counts: CorpusCounts
+    ) -> Iterator[Encoded]:
         for index, transform in enumerate(corpus.transforms):
             transform.reseed(derived_seed(self._spec.seed, bucket, corpus.name, index))
-        examples = deque(corpus.examples(records))
+        examples = deque(corpus.examples(records, counts))
         while examples:  # frees each example as soon as it is encoded
-            encoded = corpus.encode(examples.popleft())
+            encoded = corpus.encode(examples.popleft(), counts)
             if encoded is not None:
                 yield encoded
 

@@ -1,4 +1,4 @@
-"""`Corpus`: read, transform, encode and count the examples of one entry of `data:`."""
+"""`Corpus`: read, transform and encode the examples of one entry of `data:`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _LATER_MARK = b"\n" + _MARK
 
 
 class Corpus:
-    """Reads, transforms and counts the examples of one corpus.
+    """Reads, transforms and encodes the examples of one corpus; what happens to them is added to the caller's counts.
 
     Args:
         name: Its name in `data:`.
@@ -47,7 +47,6 @@ class Corpus:
         reader: Reader of its records.
         transforms: Its transforms, in order.
         control_tokens: Tokens that are never produced from text and are not part of a model's answer.
-        counts: Counts so far.
         trained: Loss mask of conversations.
         masks_prompts: It consists of plain text, and the options exclude prompts from the loss.
         text_tokens: Tokens that its transforms insert into the text.
@@ -76,7 +75,6 @@ class Corpus:
             self.reader = tokens.reader
         if shuffled and (config.shuffle or data.shuffle) == "global":
             self.reader = ShuffledReader(name, self.reader, spec.seed)
-        self.counts = CorpusCounts()
         self._level = data.skip_empty_level
         self._skip_bad = data.on_bad_line == "skip"
         self._objective = data.objective
@@ -127,83 +125,84 @@ class Corpus:
         """Whether the corpus was tokenised in advance, so that there is no text to transform."""
         return self._decoder is not None
 
-    def examples(self, records: Sequence[Record]) -> list[Example]:
+    def examples(self, records: Sequence[Record], counts: CorpusCounts) -> list[Example]:
         """Parse and transform records; dropped examples are counted."""
         if self._decoder is not None:
-            decoded = self._decoder(records, self.counts)
+            decoded = self._decoder(records, counts)
             return [
                 Example(src=[], corpus=self.name, line=record.line, path=record.paths[0], encoded=encoded)
                 for record, encoded in decoded
             ]
-        self.counts.add_read(records)
-        examples = [example for record in records for example in self.parse(record)]
-        return self._transformed(examples) if self._objective == "sft" else self._with_preferences(examples)
+        counts.add_read(records)
+        examples = [example for record in records for example in self.parse(record, counts)]
+        change = self._transformed if self._objective == "sft" else self._with_preferences
+        return change(examples, counts)
 
-    def _with_preferences(self, examples: Sequence[Example]) -> list[Example]:
+    def _with_preferences(self, examples: list[Example], counts: CorpusCounts) -> list[Example]:
         """Transform every answer separately; a pair is dropped if one of its answers is."""
         answers = preferences.split_answers(examples, paired=self._objective not in UNPAIRED)
-        self.counts.made += len(answers) - len(examples)
-        pairs, alone = preferences.join_pairs(self._transformed(answers))
-        self.counts.dropped.update([preferences.OTHER_DROPPED] * alone)
+        counts.made += len(answers) - len(examples)
+        pairs, alone = preferences.join_pairs(self._transformed(answers, counts))
+        counts.dropped.update([preferences.OTHER_DROPPED] * alone)
         return pairs
 
-    def _transformed(self, examples: list[Example]) -> list[Example]:
+    def _transformed(self, examples: list[Example], counts: CorpusCounts) -> list[Example]:
         for transform in self.transforms:
-            examples = self.apply(transform, examples)
+            examples = self.apply(transform, examples, counts)
         return examples
 
-    def apply(self, transform: Transform, examples: Sequence[Example]) -> list[Example]:
+    def apply(self, transform: Transform, examples: Sequence[Example], counts: CorpusCounts) -> list[Example]:
         """Apply a transform; the examples that it drops, adds and truncates are counted."""
         changed = transform.batch(examples)
-        self.counts.dropped.update(transform.dropped)
-        self.counts.made += transform.made
-        self.counts.truncated += transform.truncated
+        counts.dropped.update(transform.dropped)
+        counts.made += transform.made
+        counts.truncated += transform.truncated
         transform.dropped.clear()
         transform.made = transform.truncated = 0
         return changed
 
-    def parse(self, record: Record) -> list[Example]:
+    def parse(self, record: Record, counts: CorpusCounts) -> list[Example]:
         """The examples of a record, without transforms; a skipped record has none and is counted."""
         for part in record.parts:
             # searching for one byte is faster than for the whole mark
             if _MARK[0] in part and (part.startswith(_MARK) or _LATER_MARK in part):
-                self._suspect("byte_order_mark", record.where)
+                self._suspect("byte_order_mark", record.where, counts)
                 break
         try:
             examples, skipped = self._parser(record)
         except BadRecord as error:
-            self._bad(error)
+            self._bad(error, counts)
             return []
         if skipped == EMPTY:
-            self._skip_empty(record.where)
+            self._skip_empty(record.where, counts)
         elif skipped:
-            self._skip(skipped, record.where, quiet=skipped in (LOW_SCORE, WHERE))
+            self._skip(skipped, record.where, counts, quiet=skipped in (LOW_SCORE, WHERE))
         else:
-            self.counts.made += len(examples) - 1
+            counts.made += len(examples) - 1
         return examples
 
-    def encode(self, example: Example) -> Encoded | None:
+    def encode(self, example: Example, counts: CorpusCounts) -> Encoded | None:
         """Encode an example; returns None, and counts it, if it is empty or has no trained token."""
         others = [] if example.rejected is None else [example.rejected]
-        found = [encoded for each in (example, *others) if (encoded := self._encode(each)) is not None]
+        found = [encoded for each in (example, *others) if (encoded := self._encode(each, counts)) is not None]
         if len(found) <= len(others):
-            self.counts.dropped.update([preferences.OTHER_DROPPED] * len(found))
+            counts.dropped.update([preferences.OTHER_DROPPED] * len(found))
             return None
         if others:
             found[0].rejected = found[1]
         for encoded in found:
-            self.counts.keep(encoded, encoded.num_trained)
+            counts.keep(encoded, encoded.num_trained)
         return found[0]
 
-    def _encode(self, example: Example) -> Encoded | None:
-        if example.align is not None and not self._align(example):
+    def _encode(self, example: Example, counts: CorpusCounts) -> Encoded | None:
+        if example.align is not None and not self._align(example, counts):
             return None
         encoded = example.encoded or self._encoder(example)
         if encoded is None:
-            self._skip_empty(f"{example.path}:{example.line}")
+            self._skip_empty(f"{example.path}:{example.line}", counts)
             return None
         if encoded.num_trained == 0:
-            self.counts.dropped[NOTHING_TRAINED] += 1
+            counts.dropped[NOTHING_TRAINED] += 1
             return None
         encoded.chosen = example.chosen
         return encoded
@@ -224,7 +223,7 @@ class Corpus:
             return []
         return [Example.of_tokens(encoded, self._vocabs, corpus=self.name, line=record.line)]
 
-    def _align(self, example: Example) -> bool:
+    def _align(self, example: Example, counts: CorpusCounts) -> bool:
         """Check the alignment, after conversion from words to tokens if needed.
 
         Returns:
@@ -234,18 +233,18 @@ class Corpus:
             align_tokens(example, self.transforms, words=self._align_words)
         except DataError as error:
             sentence = f"{self._alignments.get(example.path)}:{example.line} {error.message}"
-            self._bad(BadRecord(sentence, reason="bad_alignment", hint=error.hint))
+            self._bad(BadRecord(sentence, reason="bad_alignment", hint=error.hint), counts)
             return False
         return True
 
-    def _bad(self, error: BadRecord) -> None:
+    def _bad(self, error: BadRecord, counts: CorpusCounts) -> None:
         if not self._skip_bad:
             raise error
-        self._skip(error.reason, error.message)
+        self._skip(error.reason, error.message, counts)
 
-    def _suspect(self, what: str, where: str) -> None:
+    def _suspect(self, what: str, where: str, counts: CorpusCounts) -> None:
         """Count a suspicious record; log the first one."""
-        self.counts.suspect[what] += 1
+        counts.suspect[what] += 1
         if what not in self._logged:
             self._logged.add(what)
             logger.warning(
@@ -253,17 +252,17 @@ class Corpus:
                 *(self.name, what.replace("_", "-"), where),
             )
 
-    def _skip_empty(self, where: str) -> None:
+    def _skip_empty(self, where: str, counts: CorpusCounts) -> None:
         if self._level == "error":
             raise DataError(
                 f"Corpus '{self.name}' must have no empty example, but {where} is one.",
                 hint="skip_empty_level: warning skips and counts them",
             )
-        self._skip(EMPTY, where, quiet=self._level == "silent")
+        self._skip(EMPTY, where, counts, quiet=self._level == "silent")
 
-    def _skip(self, reason: str, example: str, *, quiet: bool = False) -> None:
+    def _skip(self, reason: str, example: str, counts: CorpusCounts, *, quiet: bool = False) -> None:
         """Count a skipped example; log the first one."""
-        self.counts.dropped[reason] += 1
+        counts.dropped[reason] += 1
         if not quiet and reason not in self._logged:
             self._logged.add(reason)
             what = reason.replace("_", " ")

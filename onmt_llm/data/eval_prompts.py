@@ -9,6 +9,7 @@ from onmt_llm.data.corpus import Corpus, open_corpora
 from onmt_llm.data.example import Example, side_tokens
 from onmt_llm.data.readers import check_readers
 from onmt_llm.data.spec import PipelineSpec
+from onmt_llm.data.statistics import CorpusCounts
 from onmt_llm.data.transforms.build import undo_all
 from onmt_llm.data.transforms.transform import Transform
 from onmt_llm.text.codec import Codec
@@ -48,17 +49,16 @@ def read_prompts(spec: PipelineSpec) -> tuple[list[Prompt], int]:
     opened = open_corpora(spec)
     check_readers([corpus.reader for corpus in opened])
     prompts: list[Prompt] = []
-    read = 0
+    counts = CorpusCounts()
     for corpus in opened:
-        prompts += _of_corpus(corpus)
-        read += corpus.counts.read
+        prompts += _of_corpus(corpus, counts)
         corpus.reader.close()
-    return prompts, read - len(prompts)
+    return prompts, counts.read - len(prompts)
 
 
-def _of_corpus(corpus: Corpus) -> Iterator[Prompt]:
+def _of_corpus(corpus: Corpus, counts: CorpusCounts) -> Iterator[Prompt]:
     for record in iter(corpus.reader.read, None):
-        for example in corpus.examples([record]):
+        for example in corpus.examples([record], counts):
             texts = corpus.raw(record)
             if example.part < len(texts) - 1:
                 continue

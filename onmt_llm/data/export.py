@@ -78,14 +78,15 @@ class _Items:
     content: Content
 
     def __call__(self, corpus: Corpus, chunk: RecordChunk) -> tuple[CorpusCounts, list[dict[str, Any]]]:
-        examples = corpus.examples(chunk.records)
+        counts = CorpusCounts()
+        examples = corpus.examples(chunk.records, counts)
         if self.content == "text":
-            corpus.counts.kept += len(examples)
-            return corpus.counts, [text_item(example) for example in examples]
-        left = {(example.path, example.line) for example in examples if corpus.encode(example) is not None}
+            counts.kept += len(examples)
+            return counts, [text_item(example) for example in examples]
+        left = {(example.path, example.line) for example in examples if corpus.encode(example, counts) is not None}
         fields = FieldReader(corpus.name, corpus.config)
         kept = [record for record in chunk.records if (record.paths[0], record.line) in left]
-        return corpus.counts, [dict(item) for record in kept if (item := fields(record)) is not None]
+        return counts, [dict(item) for record in kept if (item := fields(record)) is not None]
 
 
 def text_item(example: Example) -> dict[str, Any]:

@@ -229,18 +229,17 @@ def _each(corpus: Corpus, records: Sequence[Record]) -> Iterator[tuple[int, list
     """
     counts = [CorpusCounts() for _ in records]
     examples = []
-    for record, corpus.counts in zip(records, counts, strict=True):
-        corpus.counts.add_read([record])
-        examples.append(corpus.parse(record))
+    for record, happened in zip(records, counts, strict=True):
+        happened.add_read([record])
+        examples.append(corpus.parse(record, happened))
     for transform in corpus.transforms:
         if isinstance(transform, Tokenize):
             tokenised = iter(transform.batch([example for own in examples for example in own]))
             examples = [list(islice(tokenised, len(own))) for own in examples]
             continue
-        for place, corpus.counts in enumerate(counts):
-            examples[place] = corpus.apply(transform, examples[place])
-    for record, own, corpus.counts in zip(records, examples, counts, strict=True):
-        yield record.line, [found for each in own if (found := corpus.encode(each)) is not None], corpus.counts
+        examples = [corpus.apply(transform, own, happened) for own, happened in zip(examples, counts, strict=True)]
+    for record, own, happened in zip(records, examples, counts, strict=True):
+        yield record.line, [found for each in own if (found := corpus.encode(each, happened)) is not None], happened
 
 
 @contextmanager

@@ -14,7 +14,6 @@ from typing import ClassVar, Generic, TypeVar
 from onmt_llm.data.corpus import Corpus, open_corpora
 from onmt_llm.data.readers import Record, check_readers
 from onmt_llm.data.spec import PipelineSpec, derived_seed
-from onmt_llm.data.statistics import CorpusCounts
 from onmt_llm.data.workers.pool import InlinePool, ProcessPool, WorkerPool
 
 ChunkResultT = TypeVar("ChunkResultT")
@@ -36,7 +35,7 @@ class RecordChunk:
 
 
 ChunkWork = Callable[[Corpus, RecordChunk], ChunkResultT]
-"""What is made of a chunk; `corpus.counts` begin at zero. An object of a class of ours, so that workers accept it."""
+"""What is made of a chunk. An object of a class of ours, so that workers accept it."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,6 @@ class ChunkJob(Generic[ChunkResultT]):
             corpus = opened[chunk.corpus]
             for place, transform in enumerate(corpus.transforms):
                 transform.reseed(derived_seed(self.spec.seed, corpus.name, chunk.number, place))
-            corpus.counts = CorpusCounts()
             return self.work(corpus, chunk)
 
         return run

@@ -15,6 +15,7 @@ from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.data.corpus import Corpus
 from onmt_llm.data.example import IGNORED
 from onmt_llm.data.spec import PipelineSpec
+from onmt_llm.data.statistics import CorpusCounts
 from onmt_llm.text.codec import Codec
 
 gguf = pytest.importorskip("gguf")
@@ -39,7 +40,9 @@ def prompt_of_training(config: dict[str, Any], codec: Codec) -> list[str]:
     corpus = Corpus("chats", PipelineSpec(options.data, options, codec))
     record = corpus.reader.read()
     assert record is not None
-    encoded = corpus.encode(*corpus.examples([record]))
+    counts = CorpusCounts()
+    (example,) = corpus.examples([record], counts)
+    encoded = corpus.encode(example, counts)
     assert encoded is not None
     answer = next(place for place, label in enumerate(encoded.labels) if label != IGNORED)
     return [codec.vocab[id_] for id_ in encoded.tgt[: answer + 1]]

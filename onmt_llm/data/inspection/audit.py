@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from onmt_llm.data.corpus import NOTHING_TRAINED, Corpus
 from onmt_llm.data.example import IGNORED, Encoded
+from onmt_llm.data.statistics import CorpusCounts
 from onmt_llm.data.transforms.tokenize import Tokenize
 from onmt_llm.errors import DataError, OnmtLlmError
 from onmt_llm.log import CLOSE, OPEN
@@ -30,11 +31,14 @@ _SHOWN = 300  # tokens
 _UNKNOWN = 0.2  # fraction of tokens; a word vocabulary misses about a tenth of text from another domain
 
 
-def audit(shares: Sequence[CorpusExamples], codec: Codec, *, training: bool) -> list[Note]:
+def audit(
+    shares: Sequence[CorpusExamples], counts: Mapping[str, CorpusCounts], codec: Codec, *, training: bool
+) -> list[Note]:
     """Warnings about the first bucket, and a sample for the log.
 
     Args:
         shares: Its examples, by corpus.
+        counts: Counts of its examples, by name of the corpus.
         codec: Text side of the model that they are for.
         training: Whether to show an example.
 
@@ -42,18 +46,25 @@ def audit(shares: Sequence[CorpusExamples], codec: Codec, *, training: bool) -> 
         DataError: Examples were read, but none has a trained token.
     """
     examples = [example for _, encoded in shares for example in encoded]
-    skipped = sum(corpus.counts.dropped[NOTHING_TRAINED] for corpus, _ in shares)
+    skipped = sum(own.dropped[NOTHING_TRAINED] for own in counts.values())
     if not examples and skipped:
         raise DataError(
             f"At least one token of the first bucket must be trained, but none of its {skipped} examples has one.",
             hint="zero_out_prompt_loss trains answers only: are there any, and are they marked?",
         )
-    warnings = [*_untrained(shares), *_unmarked(shares), *_doubled_bos(examples, codec), *_endless(shares, codec)]
+    warnings = [
+        *_untrained(shares, counts),
+        *_unmarked(shares),
+        *_doubled_bos(examples, codec),
+        *_endless(shares, codec),
+    ]
     warnings += [warning for corpus, _ in shares for warning in _split_tokens(corpus, codec)]
     warnings += _unknown(shares)
     notes = [(logging.WARNING, text) for text in dict.fromkeys(warnings)]
     if training and examples:
-        notes.append((logging.INFO, "First bucket: " + "; ".join(f"{c.name}: {c.counts.summary()}" for c, _ in shares)))
+        notes.append(
+            (logging.INFO, "First bucket: " + "; ".join(f"{name}: {own.summary()}" for name, own in counts.items()))
+        )
         notes.append((logging.INFO, _shown(shares, codec)))
     return notes
 
@@ -78,9 +89,9 @@ def marked(encoded: Encoded, vocab: Vocab) -> str:
     return " ".join([*shown, CLOSE] if inside else shown)
 
 
-def _untrained(shares: Sequence[CorpusExamples]) -> Iterator[str]:
+def _untrained(shares: Sequence[CorpusExamples], counts: Mapping[str, CorpusCounts]) -> Iterator[str]:
     for corpus, encoded in shares:
-        count = corpus.counts.dropped[NOTHING_TRAINED]
+        count = counts[corpus.name].dropped[NOTHING_TRAINED]
         if count and not encoded:
             yield (
                 f"Corpus '{corpus.name}' trains nothing: the loss counts no token of its first {count} examples. "

@@ -176,9 +176,10 @@ class _Count:
     """Counts the examples of a chunk."""
 
     def __call__(self, corpus: Corpus, chunk: RecordChunk) -> CorpusCounts:
-        for example in corpus.examples(chunk.records):
-            corpus.encode(example)
-        return corpus.counts
+        counts = CorpusCounts()
+        for example in corpus.examples(chunk.records, counts):
+            corpus.encode(example, counts)
+        return counts
 
 
 def _report(name: str, corpus: CorpusConfig, data: DataConfig, counts: CorpusCounts, training: bool) -> CorpusReport:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
@@ -19,6 +19,9 @@ from onmt_llm.log import logger
 from onmt_llm.text.placeholders import to_line
 from onmt_llm.text.segment import Segment
 from onmt_llm.text.vocab import Vocab
+
+_Sample = tuple[Example, Example, Encoded]
+"""A kept example: as read, transformed, and encoded."""
 
 
 def write_samples(spec: PipelineSpec, directory: str | Path, *, n_sample: int) -> dict[str, CorpusCounts]:
@@ -46,11 +49,14 @@ def write_samples(spec: PipelineSpec, directory: str | Path, *, n_sample: int) -
     if taken and not spec.data.overwrite:
         raise ConfigError(f"Samples must not replace files, but {taken[0]} is there.", hint="-overwrite replaces them")
     folder.mkdir(parents=True, exist_ok=True)
+    written = {corpus.name: CorpusCounts() for corpus in opened}
     for corpus in opened:
-        _write(corpus, _paths(folder, corpus.name), spec.codec.vocab, n_sample)
+        samples = _samples(corpus, written[corpus.name])
+        wanted = samples if n_sample < 0 else islice(samples, n_sample)
+        _write(wanted, _paths(folder, corpus.name), spec.codec.vocab)
         corpus.reader.close()
-        logger.info("Samples of corpus '%s' in %s: %s", corpus.name, folder, corpus.counts.summary())
-    return {corpus.name: corpus.counts for corpus in opened}
+        logger.info("Samples of corpus '%s' in %s: %s", corpus.name, folder, written[corpus.name].summary())
+    return written
 
 
 def _paths(folder: Path, name: str) -> tuple[Path, Path, Path]:
@@ -58,13 +64,12 @@ def _paths(folder: Path, name: str) -> tuple[Path, Path, Path]:
     return src, tgt, view
 
 
-def _write(corpus: Corpus, paths: tuple[Path, Path, Path], vocab: Vocab, n_sample: int) -> None:
+def _write(samples: Iterable[_Sample], paths: tuple[Path, Path, Path], vocab: Vocab) -> None:
     has_target = False
     with ExitStack() as stack:
         places = [stack.enter_context(atomic_file(path)) for path in paths]
         src, tgt, view = (stack.enter_context(place.open("w", encoding="utf-8", newline="\n")) for place in places)
-        samples = _samples(corpus)
-        for raw, example, encoded in samples if n_sample < 0 else islice(samples, n_sample):
+        for raw, example, encoded in samples:
             print(_line(example.src), file=src)
             print(_line(example.tgt), file=tgt)
             has_target = has_target or bool(example.tgt)
@@ -73,11 +78,11 @@ def _write(corpus: Corpus, paths: tuple[Path, Path, Path], vocab: Vocab, n_sampl
         paths[1].unlink()
 
 
-def _samples(corpus: Corpus) -> Iterator[tuple[Example, Example, Encoded]]:
-    """Kept examples in order: as read, transformed, and encoded."""
+def _samples(corpus: Corpus, counts: CorpusCounts) -> Iterator[_Sample]:
+    """Kept examples, in order."""
     for record in iter(corpus.reader.read, None):
-        for example in corpus.examples([record]):
-            encoded, texts = corpus.encode(example), corpus.raw(record)
+        for example in corpus.examples([record], counts):
+            encoded, texts = corpus.encode(example, counts), corpus.raw(record)
             if encoded is not None and texts:
                 yield texts[example.part], example, encoded
 

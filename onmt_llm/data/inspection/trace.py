@@ -12,6 +12,7 @@ from onmt_llm.data.corpus import Corpus, open_corpora
 from onmt_llm.data.example import IGNORED, Encoded, Example
 from onmt_llm.data.readers import Record, check_readers
 from onmt_llm.data.spec import PipelineSpec, derived_seed, split_corpora
+from onmt_llm.data.statistics import CorpusCounts
 from onmt_llm.data.transforms.transform import Transform
 from onmt_llm.text.codec import Codec
 from onmt_llm.text.segment import Segment
@@ -164,16 +165,16 @@ def _collect(corpus: Corpus, spec: PipelineSpec, number: int) -> Traces:
 def follow(corpus: Corpus, records: Sequence[Record], codec: Codec) -> list[Trace]:
     """Trace all examples of some records, kept and dropped ones."""
     if corpus.holds_tokens:
-        return [_of_tokens(example, corpus, codec) for example in corpus.examples(records)]
+        return [_of_tokens(example, corpus, codec) for example in corpus.examples(records, CorpusCounts())]
     ended: list[Trace] = []
     on_the_way: list[tuple[Trace, Example]] = []
     for record in records:
         raw = tuple(part.decode("utf-8", "replace") for part in record.parts)
         trace = Trace(corpus.name, record.paths[0], record.line, raw)
-        before = Counter(corpus.counts.dropped)
-        examples = corpus.parse(record)
+        counts = CorpusCounts()
+        examples = corpus.parse(record, counts)
         if not examples:
-            trace.outcome = _reason(corpus, before)
+            trace.outcome = _reason(counts)
             ended.append(trace)
         for example in examples:
             own = replace(trace, stages=[_stage(READ, example)], part=example.part, parts=len(examples))
@@ -222,16 +223,16 @@ def _of_tokens(example: Example, corpus: Corpus, codec: Codec) -> Trace:
     return trace
 
 
-def _reason(corpus: Corpus, before: Counter[str]) -> str:
-    """Why the corpus has dropped an example since `before`."""
-    return next(iter(corpus.counts.dropped - before), HELD)
+def _reason(counts: CorpusCounts) -> str:
+    """Why the only example of these counts was dropped."""
+    return next(iter(counts.dropped), HELD)
 
 
 def _finish(trace: Trace, example: Example, corpus: Corpus, codec: Codec) -> None:
-    before = Counter(corpus.counts.dropped)
-    encoded = corpus.encode(example)
+    counts = CorpusCounts()
+    encoded = corpus.encode(example, counts)
     if encoded is None:
-        trace.outcome = _reason(corpus, before)
+        trace.outcome = _reason(counts)
         return
     trace.src, trace.tgt = _source(encoded, codec), _target(encoded, codec.vocab)
 

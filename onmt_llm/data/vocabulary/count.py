@@ -93,9 +93,10 @@ class _OnExamples(Generic[PartT]):
     work: Callable[[list[Example]], PartT]
 
     def __call__(self, corpus: Corpus, chunk: RecordChunk) -> tuple[CorpusCounts, PartT]:
-        examples = corpus.examples(chunk.records)
-        corpus.counts.kept = len(examples)
-        return corpus.counts, self.work(examples)
+        counts = CorpusCounts()
+        examples = corpus.examples(chunk.records, counts)
+        counts.kept = len(examples)
+        return counts, self.work(examples)
 
 
 @dataclass(frozen=True)

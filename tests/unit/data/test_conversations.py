@@ -18,6 +18,7 @@ from onmt_llm.data.eval_prompts import read_prompts
 from onmt_llm.data.example import IGNORED, Example
 from onmt_llm.data.inspection.trace import collect
 from onmt_llm.data.pipeline import Pipeline
+from onmt_llm.data.statistics import CorpusCounts
 from onmt_llm.errors import DataError
 from onmt_llm.text.templates.jinja.template import JinjaTemplate
 from onmt_llm.text.vocab import Vocab
@@ -71,16 +72,15 @@ def shown(example: Example) -> str:
 
 def test_every_answer_is_trained_once_in_its_context(rounds_of_three) -> None:
     corpus = Corpus("c", rounds_of_three)
-    seen = []
+    seen, counts = [], CorpusCounts()
     for record in iter(corpus.reader.read, None):
-        for example in corpus.examples([record]):
-            encoded = corpus.encode(example)
+        for example in corpus.examples([record], counts):
+            encoded = corpus.encode(example, counts)
             labels = [VOCAB[id_] for id_ in encoded.labels if id_ != IGNORED]
             seen.append(labels[0])
             assert labels[1] == "<|im_end|>" and len(labels) == 2
             assert example.part == sum(token == "old" for token in (VOCAB[id_] for id_ in encoded.tgt))
     assert seen == [f"a{3 * n + k}" for n in range(12) for k in range(1 + n % 3)]
-    counts = corpus.counts
     assert (counts.read, counts.made, counts.kept) == (12, 12, 24)
 
 
@@ -173,7 +173,7 @@ def test_what_is_wrong_is_said_in_one_sentence(spec, item: dict[str, Any], probl
     source = "{% if messages[0].role != 'user' %}{{ raise_exception('only users') }}{% endif %}{{ tools }}{{ level }}"
     corpus = Corpus("c", spec([{"messages": turns(0, 1), **item}], source=source))
     with pytest.raises(DataError, match=problem) as caught:
-        corpus.examples([corpus.reader.read()])
+        corpus.examples([corpus.reader.read()], CorpusCounts())
     assert "c.jsonl:1 " in caught.value.message and len(caught.value.message.splitlines()) == 1
 
 
@@ -181,11 +181,11 @@ def test_a_preferred_answer_is_trained_alone(spec) -> None:
     item = {"prompt": turns(0, 3)[:5], "chosen": [{"role": "assistant", "content": "a7"}], "rejected": "a8"}
     made = spec([item], objective="dpo")
     corpus = Corpus("c", made)
-    (example,) = corpus.examples([corpus.reader.read()])
+    (example,) = corpus.examples([corpus.reader.read()], CorpusCounts())
     for each, answer in ((example, "a7"), (example.rejected, "a8")):
         trained = [token for s in each.src if s.train_on for token in s.tokens or ()]
         assert trained == [answer, "<|im_end|>"]
     two = {**item, "chosen": [*turns(7, 1)[1:], *turns(8, 1)]}
     corpus = Corpus("c", spec([two], objective="dpo"))
     with pytest.raises(DataError, match="has 2 turns of the assistant in one answer"):
-        corpus.examples([corpus.reader.read()])
+        corpus.examples([corpus.reader.read()], CorpusCounts())

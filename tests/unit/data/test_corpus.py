@@ -12,6 +12,7 @@ from onmt_llm.config.data import CorpusConfig, DataConfig
 from onmt_llm.data.corpus import Corpus
 from onmt_llm.data.example import Example
 from onmt_llm.data.readers import check_readers
+from onmt_llm.data.statistics import CorpusCounts
 from onmt_llm.errors import DataError
 from onmt_llm.text.templates.builtin import get_template
 from onmt_llm.text.vocab import Vocab
@@ -27,10 +28,11 @@ def read(vocab):
         model = make_codec(task, both, template=template and get_template(template))
         corpus = Corpus("c", make_spec({"c": config}, model, DataConfig(**data)))
         check_readers([corpus.reader])
-        records = [record for record in iter(corpus.reader.read, None) if corpus.examples([record])]
+        counts = CorpusCounts()
+        records = [record for record in iter(corpus.reader.read, None) if corpus.examples([record], counts)]
         found = [text(example) for record in records for example in corpus.raw(record)]
-        dropped = dict(corpus.counts.dropped)
-        assert corpus.counts.read == len(found) + sum(dropped.values())
+        dropped = dict(counts.dropped)
+        assert counts.read == len(found) + sum(dropped.values())
         return found, dropped
 
     both = Vocab([*vocab, "<|im_start|>", "<|im_end|>"], vocab.specials)

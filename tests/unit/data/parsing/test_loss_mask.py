@@ -13,6 +13,7 @@ from onmt_llm.config.data import CorpusConfig, DataConfig
 from onmt_llm.data.corpus import Corpus, open_corpora
 from onmt_llm.data.example import IGNORED
 from onmt_llm.data.pipeline import Pipeline
+from onmt_llm.data.statistics import CorpusCounts
 from onmt_llm.data.transforms.fuzzymatch import FuzzyMatchConfig
 from onmt_llm.data.transforms.noise import NoiseConfig
 from onmt_llm.errors import ConfigError, DataError
@@ -67,8 +68,8 @@ def trained(write, tmp_path):
 def labels(corpus: Corpus) -> list[str]:
     record = corpus.reader.read()
     assert record is not None
-    (example,) = corpus.examples([record])
-    encoded = corpus.encode(example)
+    (example,) = corpus.examples([record], CorpusCounts())
+    encoded = corpus.encode(example, CorpusCounts())
     if encoded is None:
         return []
     return [VOCAB[id_] for id_ in encoded.labels if id_ != IGNORED]
