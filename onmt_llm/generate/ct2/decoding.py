@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import queue
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from onmt_llm.config.generate import Feature, GenerationConfig
-from onmt_llm.generate.ct2.model import Ct2Model, ct2_errors
+from onmt_llm.generate.ct2.model import EXITING, Ct2Model, ct2_errors
 from onmt_llm.generate.engine import (
     Delta,
     FinishReason,
@@ -177,14 +179,14 @@ class Ct2Decoding:
 
     def stream(
         self,
-        open_steps: Callable[[], Any],
+        start: Callable[[Callback], Sequence[Any]],
         options: GenerationConfig,
         should_stop: Callable[[], bool] | None,
     ) -> Iterator[Delta]:
-        """Deltas of one sampled answer; `open_steps` starts CTranslate2's stream of steps."""
+        """Deltas of the first answer of a batch; `start` starts it, with a callback for each of its tokens."""
         self._model.seed(options)
         text, ends = answer_text(self._codec, options), end_ids(self._codec, options)
-        with ct2_errors(), closing(open_steps()) as steps:
+        with ct2_errors(), closing(_steps(start)) as steps:
             for step in steps:
                 if step.step < self.forced:
                     continue
@@ -201,6 +203,31 @@ class Ct2Decoding:
                 if should_stop is not None and should_stop():
                     break
         yield Delta(text.finish(), 0, "stopped")
+
+
+def _steps(start: Callable[[Callback], Sequence[Any]]) -> Generator[Any, None, None]:
+    """The steps of the first answer of a batch, as they are computed; closing the iterator ends the batch.
+
+    CTranslate2's own `generate_tokens` waits in another thread of Python, which an interruption leaves behind.
+    """
+    found: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    is_over = threading.Event()
+
+    def callback(step: Any) -> bool:
+        if step.batch_id > 0:
+            return True
+        found.put(step)
+        return is_over.is_set() or EXITING.is_set()
+
+    results = start(callback)
+    try:
+        while not (results[0].done() and found.empty()):
+            with suppress(queue.Empty):  # a batch that fails has no further step
+                yield found.get(timeout=0.1)
+    finally:
+        is_over.set()
+        for result in results:
+            result.result()
 
 
 def stop_strings(codec: Codec, options: GenerationConfig) -> list[str]:

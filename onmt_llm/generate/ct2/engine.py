@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -156,7 +157,7 @@ class Ct2Engine(ABC):
         elif options.beam_size > 1:
             yield self.generate([prompt], options)[0][0].as_delta()
         else:
-            yield from self._decoding.stream(lambda: self._open_steps(prompt, options), options, should_stop)
+            yield from self._decoding.stream(partial(self._start, prompt, options), options, should_stop)
 
     @abstractmethod
     def _known(self, tokens: Sequence[str]) -> list[str]:
@@ -175,5 +176,5 @@ class Ct2Engine(ABC):
         """One call of CTranslate2 for a batch of known prompts."""
 
     @abstractmethod
-    def _open_steps(self, prompt: Sequence[str], options: GenerationConfig) -> Any:
-        """CTranslate2's stream of the steps of one answer, which has `close`."""
+    def _start(self, prompt: Sequence[str], options: GenerationConfig, callback: Callback) -> Sequence[Any]:
+        """Start a batch whose first answer is that of the prompt, and return CTranslate2's asynchronous results."""

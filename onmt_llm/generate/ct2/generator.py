@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -166,15 +165,15 @@ class Ct2Generator(Ct2Engine):
         answers = results[: len(prompts)]
         return [self._decoding.hypotheses(answer.sequences_ids, answer.scores, options) for answer in answers]
 
-    def _open_steps(self, prompt: Sequence[str], options: GenerationConfig) -> Iterator[Any]:
-        steps = self._model.handle.generate_tokens(
+    def _start(self, prompt: Sequence[str], options: GenerationConfig, callback: Callback) -> Sequence[Any]:
+        return self._model.handle.generate_batch(
             self._with_short_prompt([self._known(prompt)]),
-            callback=lambda step: step.batch_id > 0,
+            include_prompt_in_result=False,
             cache_static_prompt=False,
+            asynchronous=True,
+            callback=callback,
             **self._decoding.search_options(options),
         )
-        with closing(steps):
-            yield from (step for step in steps if step.batch_id == 0)
 
     def _with_short_prompt(self, prompts: list[list[str]]) -> list[list[str]]:
         """The prompts of a batch, after which comes one of the window's length if all are longer.

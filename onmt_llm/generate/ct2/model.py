@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import os
+import threading
+import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +26,22 @@ REPORT_FILE = "release_report.json"
 SCORE_TOKENS = 512
 _SYNONYMS = {"int8": "int8_float32"}
 """Two names of one type."""
+_HANDLES: weakref.WeakSet[Any] = weakref.WeakSet()
+"""The loaded models of this process."""
+EXITING = threading.Event()
+"""Set when the process begins to end: streams that nobody reads to their end must end too."""
+
+
+@atexit.register
+def _wait_for_batches() -> None:
+    """Wait until CTranslate2's threads have dropped the callbacks of their batches, which is after the results are out.
+
+    They take Python's lock to do so, and one that takes it while the interpreter is torn down ends the process with
+    "terminate called without an active exception".
+    """
+    EXITING.set()
+    while any(handle.num_active_batches for handle in _HANDLES):
+        time.sleep(0.001)
 
 
 class Ct2Model:
@@ -110,7 +130,9 @@ class Ct2Model:
             options = dict(self._options)
             if self.workers > 1:
                 options |= {"inter_threads": self.workers, "intra_threads": 1}
-            return getattr(self.library, self.kind)(str(self.directory), **options)
+            handle = getattr(self.library, self.kind)(str(self.directory), **options)
+            _HANDLES.add(handle)
+            return handle
         except ValueError as error:
             raise UnsupportedError(f"CTranslate2 cannot run {self.directory} as requested: {error}.") from error
         except RuntimeError as error:

@@ -125,11 +125,17 @@ class Ct2Translator(Ct2Engine):
             found.append(replace(hypothesis, alignment=places))
         return sorted(found, key=lambda hypothesis: -hypothesis.score)
 
-    def _open_steps(self, prompt: Sequence[str], options: GenerationConfig) -> Any:
+    def _start(self, prompt: Sequence[str], options: GenerationConfig, callback: Callback) -> Sequence[Any]:
         known = self._known(prompt)
-        search = self._decoding.search_options(_limited(options, len(known)))
-        prefix = self._decoding.prefix
-        return self._model.handle.generate_tokens(known, target_prefix=prefix, max_input_length=0, **search)
+        return self._model.handle.translate_batch(
+            [known],
+            target_prefix=[self._decoding.prefix],
+            max_input_length=0,
+            beam_size=1,
+            asynchronous=True,
+            callback=callback,
+            **self._decoding.search_options(_limited(options, len(known))),
+        )
 
     def _known(self, tokens: Sequence[str]) -> list[str]:
         """The source with unknown tokens and features replaced by our vocabularies' rule."""

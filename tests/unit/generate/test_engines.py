@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import subprocess
+import sys
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
@@ -236,6 +238,18 @@ def test_streaming_stops_when_asked(engine: Engine) -> None:
     first = next(iter(stream))
     stream.close()  # type: ignore[attr-defined]
     assert engine.generate([PROMPTS[0]], LONG)[0][0].text.startswith(first.text)
+
+
+def test_a_script_may_end_in_the_middle_of_a_stream(model: Path) -> None:
+    """CTranslate2's thread calls Python for each token, which must not happen while the interpreter is torn down."""
+    script = f"""
+from onmt_llm import open_engine
+engine = open_engine({str(model.with_name("ct2"))!r}, device="cpu")
+stream = engine.stream("a b", max_length=5000, min_length=5000)
+next(stream)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_both_engines_score_alike(model: Path) -> None:
