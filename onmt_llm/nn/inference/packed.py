@@ -173,7 +173,8 @@ class Packed8Linear(nn.Module):
         self.out_features, self.in_features = weight.shape
         self.bias = None if bias is None else nn.Parameter(bias.detach().float(), requires_grad=False)
         # An operation with a number makes a tensor of it each time; so these are tensors.
-        self._tiny, self._rest = torch.tensor(1e-30), torch.tensor(float(_REST))
+        self._tiny = torch.tensor(1e-30)
+        self._steps_211 = torch.tensor((1 / _LEVELS, 1 / _LEVELS / _REST)).view(2, 1, 1)
         zeros = torch.zeros(len(weight), dtype=torch.long)
         with _fbgemm():
             quantized = torch._make_per_channel_quantized_tensor(weight, scale.double(), zeros, 0)
@@ -183,16 +184,14 @@ class Packed8Linear(nn.Module):
         """(..., in) -> (..., out), float32."""
         x_MX = x.reshape(-1, self.in_features)
         peak_M1 = x_MX.abs().amax(dim=-1, keepdim=True)
-        scale_M1 = torch.add(self._tiny, peak_M1, alpha=1 / _LEVELS)
-        exact_MX = x_MX / scale_M1
-        rounded_MX = exact_MX.round()
-        parts_2MX = torch.stack((rounded_MX, exact_MX.sub_(rounded_MX).mul_(self._rest)))
-        y_2MX = _int8_product(parts_2MX, 1.0, _ZERO, self._packed)
-        first_MX, second_MX = y_2MX.unbind(0)
-        y_MX = torch.add(first_MX, second_MX, alpha=1 / _REST).mul_(scale_M1)
+        scale_2M1 = torch.addcmul(self._tiny, peak_M1, self._steps_211)
+        parts_2MX = x_MX / scale_2M1
+        first_MX, second_MX = parts_2MX.unbind(0)
+        second_MX.sub_(first_MX.round_(), alpha=_REST)
+        y_MO = _int8_product(parts_2MX, 1.0, _ZERO, self._packed).mul_(scale_2M1).sum(dim=0)
         if self.bias is not None:
-            y_MX += self.bias
-        return y_MX.view(*x.shape[:-1], self.out_features)
+            y_MO += self.bias
+        return y_MO.view(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
