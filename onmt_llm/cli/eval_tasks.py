@@ -22,7 +22,7 @@ USAGE = "onmt_llm_eval tasks -model CHECKPOINT -tasks TASK ... [-output results.
 def problems(loaded: Loaded[Any]) -> Iterator[Problem]:
     """Problems of the options of this action."""
     harness = loaded.job.harness
-    if not _names(loaded.job) and "tasks" not in loaded.invalid:
+    if not harness.tasks and "tasks" not in loaded.invalid:
         yield Problem("'tasks' must be given, but is not.", hint=USAGE)
     if bool(harness.save_model) == bool(loaded.job.measure.model):
         found = "both are" if harness.save_model else "neither is"
@@ -65,19 +65,13 @@ def _evaluate(model: str, config: EvalConfig, **about: str) -> dict[str, Any]:
     """Evaluate one model, and print its results; `about` is added to what they say about the evaluation."""
     from onmt_llm.eval import harness
 
-    options = harness.TaskOptions(
-        **{**config.harness.model_dump(exclude={"save_model", "watch"}), "tasks": _names(config)}
-    )
+    options = harness.TaskOptions(**config.harness.model_dump(exclude={"save_model", "watch"}))
     results = harness.evaluate(
         open_models([model], config.engine), options, name=model, batch_size=config.engine.batch_size
     )
     results["config"] |= about
     print(harness.tables(results))
     return results
-
-
-def _names(config: EvalConfig) -> list[str]:
-    return [name for words in config.harness.tasks for name in words.split(",") if name]
 
 
 def _evaluate_checkpoint(step: int, path: Path, config: EvalConfig, file: Path, *, last: bool) -> None:
@@ -104,7 +98,7 @@ def _evaluate_checkpoint(step: int, path: Path, config: EvalConfig, file: Path, 
 
 def _request(config: EvalConfig) -> str:
     """What is asked, as a text that can be compared."""
-    return config.harness.model_copy(update={"tasks": sorted(_names(config)), "watch": 0}).model_dump_json()
+    return config.harness.model_copy(update={"tasks": sorted(config.harness.tasks), "watch": 0}).model_dump_json()
 
 
 def _origin(output: Path) -> dict[str, str] | None:

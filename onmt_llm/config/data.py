@@ -21,7 +21,7 @@ from onmt_llm.config.numbers import (
     Width,
     WorkersOrZero,
 )
-from onmt_llm.config.section import DERIVED, Section
+from onmt_llm.config.section import DERIVED, Names, Section
 from onmt_llm.output_checks import name_problem
 
 FilePaths = str | list[str]
@@ -122,7 +122,7 @@ class CorpusConfig(Section):
     """As the global `src_lang`, for this corpus; null = the global value."""
     tgt_lang: str | None = None
     """As the global `tgt_lang`, for this corpus; null = the global value."""
-    transforms: list[str] | None = None
+    transforms: Names[str] | None = None
     """Transforms of this corpus; null = the global `transforms`."""
     template: str | None = None
     """Chat template for conversations and for prompts with answers; null = the global `template`, or the checkpoint's.
@@ -146,7 +146,7 @@ class CorpusConfig(Section):
     """Key of the answer; null = `answer` (or `output`)."""
     system_key: str | None = None
     """Key of a system prompt; null = none."""
-    train_roles: list[Role] | None = None
+    train_roles: Names[Role] | None = None
     """As the global `train_roles`, for this corpus; null = the global value."""
     train_on_eos: TrainOnEos | None = None
     """As the global `train_on_eos`, for this corpus; null = the global value."""
@@ -181,7 +181,7 @@ class DataConfig(Section):
     """Training objective. `sft`: supervised learning of the examples. All others are preference optimisation, and need
     JSON objects with `prompt`, `chosen` and `rejected`; `kto` also accepts `prompt`, `completion` and `label` (true =
     desirable)."""
-    transforms: list[str] = Field(default_factory=list)
+    transforms: Names[str] = Field(default_factory=list)
     """Transforms of every corpus that sets none itself, in this order."""
     src_lang: str = ""
     """Language of the sources, by its code in a multilingual model (`eng_Latn`, `en_XX`, `en`); empty = the model's
@@ -215,7 +215,7 @@ class DataConfig(Section):
     """Folder for line counts and line indexes of the corpora; null = `<save_model>_index`."""
     zero_out_prompt_loss: bool | None = None
     """Exclude prompts from the loss; null = yes for JSONL prompts and conversations, no for text files."""
-    train_roles: list[Role] = ["assistant"]
+    train_roles: Names[Role] = ["assistant"]
     """Conversations: roles whose messages are included in the loss. A message with a key `train` (true, false) or
     `weight` (0, 1) overrides this."""
     train_on_eos: TrainOnEos = "turn"

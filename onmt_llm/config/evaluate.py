@@ -7,7 +7,7 @@ from pydantic import Field, field_validator
 from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.config.integrity import IntegrityConfig
 from onmt_llm.config.numbers import Count, CountOrZero
-from onmt_llm.config.section import Section
+from onmt_llm.config.section import Names, Section
 from onmt_llm.config.train import TrainConfig
 from onmt_llm.config.translate import EngineConfig
 
@@ -41,7 +41,7 @@ class ScoreConfig(Section):
 
     hyp: list[str] = Field(default_factory=list)
     """Files of answers, one per line: a system each. The first system is the baseline of the paired tests."""
-    metrics: list[str] = Field(default_factory=lambda: ["BLEU", "CHRF", "TER"])
+    metrics: Names[str] = Field(default_factory=lambda: ["BLEU", "CHRF", "TER"])
     """Metrics: BLEU, CHRF, TER, ROUGE1, ROUGE2, ROUGEL, ROUGELSUM, EXACT_MATCH, COMET."""
     resamples: CountOrZero = 0
     """Number of bootstrap resamples (usually 1000) for 95% confidence intervals and, with several systems, for paired
@@ -58,7 +58,7 @@ class ScoreConfig(Section):
 class HarnessConfig(Section):
     """Tasks of lm-evaluation-harness (`tasks`)."""
 
-    tasks: list[str] = Field(default_factory=list)
+    tasks: Names[str] = Field(default_factory=list)
     """Names of tasks, separated by spaces or commas."""
     include_path: str | None = None
     """Folder with YAML files of further tasks."""

@@ -26,7 +26,7 @@ from onmt_llm.config.numbers import (
     PositiveOrZero,
     Width,
 )
-from onmt_llm.config.section import Section
+from onmt_llm.config.section import Names, Section
 
 ObjectiveName = Literal["sft", "dpo", "orpo", "kto"]
 """Values of `objective`: the likelihood of the examples, and the preference losses."""
@@ -183,7 +183,7 @@ class PerformanceConfig(Section):
     pure_bf16: bool = False
     """Train bfloat16 weights without a float32 copy (needs `model_dtype: bf16` and `optim: adamw`). Kahan summation
     keeps what rounding would lose of each update."""
-    use_ckpting: list[Literal["block", "mha", "ffn", "lora"]] = Field(default_factory=list)
+    use_ckpting: Names[Literal["block", "mha", "ffn", "lora"]] = Field(default_factory=list)
     """Activation checkpointing: parts to recompute in the backward pass to save memory. `block` = whole blocks, `mha` =
     attention, `ffn` = feed-forward layers, `lora` = the inputs of adapters (large only with `lora_dropout`)."""
     offload_activations: bool = False
@@ -204,7 +204,7 @@ class PerformanceConfig(Section):
 class LoraConfig(Section):
     """Low-rank adapters, LoRA (Hu et al. 2021)."""
 
-    lora_layers: list[str] = Field(default_factory=list)
+    lora_layers: Names[str] = Field(default_factory=list)
     """Layers to adapt, by name: `q_proj` (or `linear_query`), `cross_attn.q_proj`, `encoder.layers.0.mlp.up_proj`."""
     lora_embedding: bool = False
     """Adapt the embedding matrices too."""
@@ -244,7 +244,7 @@ class ExpansionConfig(Section):
     """Expand every n-th block, the last of each group of n; 0 = only the blocks in `expand_blocks`."""
     expand_blocks: list[Annotated[int, Field(ge=0, le=1024)]] = Field(default_factory=list)
     """Indices of the blocks to expand; the first is 0."""
-    expand_stacks: list[Literal["encoder", "decoder"]] = Field(default=["decoder"])
+    expand_stacks: Names[Literal["encoder", "decoder"]] = Field(default=["decoder"])
     """Stacks whose blocks are expanded."""
     expand_type: Literal["concat", "stack"] = "concat"
     """`concat`: each copy runs in parallel with its block, and their outputs are mixed; checkpoints hold only the
@@ -286,7 +286,7 @@ class ExpansionConfig(Section):
 class QuantizationConfig(Section):
     """Quantised frozen layers: 8 or 4 bits, while adapters or other layers are trained."""
 
-    quant_layers: list[str] = Field(default_factory=list)
+    quant_layers: Names[str] = Field(default_factory=list)
     """Layers to quantise, by name as in `lora_layers`. With `expand_type: concat` the copies are not quantised."""
     quant_type: Literal["", "bnb_8bit", "bnb_NF4", "bnb_FP4", "int8"] = ""
     """Number format: one of bitsandbytes' three, or `int8`, which needs no package; empty = `bnb_8bit` if there are
@@ -314,7 +314,7 @@ _OWN_CRITERIA = ("ppl", "accuracy", "loss", "reward_accuracy")
 class ValidationConfig(Section):
     """Validation during training, and early stopping."""
 
-    valid_metrics: list[str] = Field(default_factory=list)
+    valid_metrics: Names[str] = Field(default_factory=list)
     """Metrics of generated answers: BLEU, CHRF, TER, ROUGE1, ROUGE2, ROUGEL, ROUGELSUM, EXACT_MATCH, those of
     plug-ins."""
     valid_beam_size: BeamSize = 1
@@ -327,7 +327,7 @@ class ValidationConfig(Section):
     """Also write source, reference and prediction side by side: `debug.valid_step_<N>.txt`."""
     early_stopping: CountOrZero = 0
     """Stop after this many validations without improvement; 0 = off."""
-    early_stopping_criteria: list[str] = Field(default_factory=lambda: ["ppl"])
+    early_stopping_criteria: Names[str] = Field(default_factory=lambda: ["ppl"])
     """Criteria that must improve: `ppl`, `accuracy`, `loss`, `reward_accuracy`, or any of `valid_metrics`. With
     several, all must improve. (OpenNMT-py's default is `[ppl, accuracy]`.)"""
 

@@ -8,7 +8,7 @@ from onmt_llm.config.card import CardOptions
 from onmt_llm.config.convert import GgufType
 from onmt_llm.config.data import DataConfig
 from onmt_llm.config.integrity import IntegrityConfig
-from onmt_llm.config.section import Section
+from onmt_llm.config.section import Names, Section
 
 Quantization = Literal[
     "int8", "int8_float32", "int8_float16", "int8_bfloat16", "int16", "float16", "bfloat16", "float32"
@@ -40,7 +40,7 @@ class ReleaseOptions(Section):
     compare_plain: bool = False
     """Measure the quality `plain` too, and report its figures beside those of the release. Perplexities need a
     `verify_text` of at least 6,000 tokens."""
-    keep_float: list[str] = []
+    keep_float: Names[str] = []
     """Layers that are not quantised, by name as in `lora_layers`: with `down_proj` int8 loses least, at a lower
     speed."""
     verify: Literal["strict", "warn", "off"] = "strict"

@@ -12,9 +12,9 @@ from __future__ import annotations
 import types
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationInfo, field_validator
 from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
@@ -26,6 +26,19 @@ if TYPE_CHECKING:
 
 DERIVED: Final[JsonDict] = {"derived": True}
 """`json_schema_extra` of a field that is stored with a model but derived from other options; it is no option itself."""
+
+T = TypeVar("T")
+
+
+def _split(value: Any) -> Any:
+    if not isinstance(value, list):
+        return value
+    words = [each.split(",") if isinstance(each, str) else [each] for each in value]
+    return [name.strip() if isinstance(name, str) else name for each in words for name in each if name != ""]
+
+
+Names = Annotated[list[T], BeforeValidator(_split)]
+"""A list of names, none of which has a comma in it, so that commas may separate them too: `-metrics BLEU,CHRF`."""
 
 
 class Section(BaseModel):

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.config.integrity import IntegrityConfig
 from onmt_llm.config.numbers import Count, CountOrZero, WorkersOrZero
-from onmt_llm.config.section import Section
+from onmt_llm.config.section import Names, Section
 
 
 class InferenceConfig(Section):
@@ -29,7 +29,7 @@ class InferenceConfig(Section):
     own name when it is complete."""
     resume: bool = True
     """Resume where the same command was interrupted; false = answer all lines again."""
-    transforms: list[str] = Field(default_factory=list)
+    transforms: Names[str] = Field(default_factory=list)
     """Accepted for OpenNMT-py, which lists the tokeniser here; empty = the checkpoint's tokeniser."""
     plugins: list[str] = Field(default_factory=list)
     """Python modules, or paths of .py files, to import first; they may register their own transforms."""

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.config.numbers import PositiveOrZero
-from onmt_llm.config.section import Section
+from onmt_llm.config.section import Names, Section
 from onmt_llm.data.example import Example, text_of, words
 from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext
 from onmt_llm.errors import ConfigError
@@ -35,9 +35,9 @@ class CleanConfig(Section):
     """Drop examples with a character (other than a digit) four times in a row."""
     same_word: bool = True
     """Drop examples with a word or phrase three times in a row."""
-    scripts_ok: list[str] = Field(default_factory=lambda: ["Latin", "Common"])
+    scripts_ok: Names[str] = Field(default_factory=lambda: ["Latin", "Common"])
     """Unicode scripts that are allowed; combining marks always are. Empty = all."""
-    scripts_nok: list[str] = Field(default_factory=list)
+    scripts_nok: Names[str] = Field(default_factory=list)
     """Unicode scripts that are not allowed."""
     src_tgt_ratio: Annotated[float, Field(ge=1, le=1e9)] = 2
     """Drop examples in which one side has more than this many times the words of the other (1 is added to both
@@ -46,7 +46,7 @@ class CleanConfig(Section):
     """Drop examples with fewer characters per word, including spaces."""
     avg_tok_max: PositiveOrZero = 20
     """Drop examples with more characters per word, including spaces."""
-    langid: list[str] = Field(default_factory=list)
+    langid: Names[str] = Field(default_factory=list)
     """Allowed languages of both sides, by code (`en`); empty = any. Set the two languages for each corpus."""
 
 

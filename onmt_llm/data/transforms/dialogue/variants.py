@@ -15,7 +15,7 @@ from pydantic import Field
 
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.config.numbers import INT64
-from onmt_llm.config.section import Section
+from onmt_llm.config.section import Names, Section
 from onmt_llm.data.example import Example
 from onmt_llm.data.transforms.dialogue import text as dialogues
 from onmt_llm.data.transforms.dialogue.names import WORDINGS
@@ -43,7 +43,7 @@ class DialogueConfig(Section):
     laughter}`."""
     dialogue_variants: Annotated[int, Field(ge=0, le=100)] = 0
     """Training: maximum number of variants of each dialogue, in addition to its normalised text."""
-    dialogue_steps: list[Step] = Field(default_factory=lambda: list(STEPS))
+    dialogue_steps: Names[Step] = Field(default_factory=lambda: list(STEPS))
     """What variants differ in: `events` (removed), `names` (of speakers, replaced by numbers, or numbers by names),
     `dashes` (instead of the tags of two speakers; the tag of a single one is removed), `lower` case, and `punctuation`
     (removed)."""

@@ -35,6 +35,13 @@ def test_lists_and_switches_on_the_command_line() -> None:
     assert (job.logging.tensorboard, job.start.override_opts, job.regularization.dropout) == (True, False, [0.1])
 
 
+@pytest.mark.parametrize("words", [["q_proj,", "v_proj"], ["q_proj,v_proj"], ["[q_proj, v_proj]"]])
+def test_names_may_be_separated_by_commas(words: list[str]) -> None:
+    assert train("-lora_layers", *words).job.lora.lora_layers == ["q_proj", "v_proj"]
+    assert train("-use_ckpting", "mha,ffn").job.performance.use_ckpting == ["mha", "ffn"]
+    assert train("-default_specials", "<s>", ",").job.vocabulary.default_specials == ["<s>", ","]
+
+
 def test_an_unknown_flag_is_dropped_with_its_values() -> None:
     words, problems = normalise(["-sed", "1", "-2", "-seed", "-3", "--", "x"][:5], {"seed"}, CommandLine("prog"))
     assert words == ["--seed", "\x00-3"]
