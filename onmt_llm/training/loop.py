@@ -105,8 +105,7 @@ def train_loop(
                 logger.warning("Stopped by %s after step %d.", why, step)
                 return request.stop
     if early:
-        patience, better = components.early_stopping.patience, " and ".join(components.early_stopping.criteria)
-        logger.info("Stopped at step %d: %d validations without improvement in %s.", progress.step, patience, better)
+        logger.info("Stopped at step %d: %s.", progress.step, components.early_stopping.reason)
         return RunStatus.STOPPED_EARLY
     return RunStatus.FINISHED
 

@@ -32,8 +32,8 @@ def is_done(config: TrainConfig, resumed: SavedState) -> bool:
     left = stopping.left(resumed.progress)
     if left is not None and left <= 0:
         logger.info(
-            "Nothing to do: %s stopped early at step %d, after %d validations without improvement in %s.",
-            *(train_from, done, stopping.patience, " and ".join(stopping.criteria)),
+            "Nothing to do: %s stopped early at step %d, after %s.",
+            *(train_from, done, stopping.reason),
         )
         return True
     return False

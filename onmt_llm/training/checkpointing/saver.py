@@ -35,7 +35,7 @@ from onmt_llm.training.components import TrainingComponents
 from onmt_llm.training.process.dist import World, is_lost_process
 from onmt_llm.training.process.rng import rng_state
 from onmt_llm.training.process.shards import gathered, local, own_parts
-from onmt_llm.training.run_folder import STATE_DIRECTORY, RunLock, checkpoint_path, ema_path, prune
+from onmt_llm.training.run_folder import STATE_DIRECTORY, RunLock, checkpoint_path, checkpoints, ema_path, prune
 from onmt_llm.training.setup.run_setup import RunSetup
 from onmt_llm.training.state import (
     Collect,
@@ -244,9 +244,13 @@ class CheckpointSaver:
         except (OSError, CheckpointError) as error:
             failure = write_failed(path, error) if isinstance(error, OSError) else error
             first = f"{failure.hint}, and " if failure.hint else ""
-            raise CheckpointError(
-                failure.message, hint=f"{first}resume with -train_from auto: the checkpoints before it are complete"
-            ) from error
+            whole = list(checkpoints(run.save_model).values())
+            then = (
+                f"resume with -train_from auto: {whole[-1]} is complete"
+                if whole
+                else "start the run again: it has no checkpoint yet"
+            )
+            raise CheckpointError(failure.message, hint=f"{first}{then}") from error
         if not self.components.world.is_main:
             return
         logger.info("Saved checkpoint %s in %.1f s.", path, time.perf_counter() - began)

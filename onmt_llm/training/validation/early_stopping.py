@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import nan
 
 from onmt_llm.generate.scorers import SCORERS
 from onmt_llm.log import logger
@@ -43,9 +44,21 @@ class EarlyStopping:
             progress.stalled_validations += 1
         left = self.left(progress)
         if left is not None and left < self.patience:
-            best = ", ".join(f"{name} {progress.best[name]:.6g}" for name in self.criteria if name in progress.best)
-            logger.info("No improvement on %s: patience %d of %d.", best, left, self.patience)
+            compared = (
+                f"{name} {scores[name]:.6g} (best {progress.best.get(name, nan):.6g})" for name in self.criteria
+            )
+            logger.info(
+                "No improvement since step %d: %s. Worse validations: %d of %d; neither better nor worse: %d of %d.",
+                *(progress.best_step, ", ".join(compared)),
+                *(progress.worse_validations, self.patience, progress.stalled_validations, self.patience),
+            )
         return left is not None and left <= 0
+
+    @property
+    def reason(self) -> str:
+        """Why a run is stopped."""
+        together = " together" if len(self.criteria) > 1 else ""
+        return f"{self.patience} validations without improvement in {' and '.join(self.criteria)}{together}"
 
     def left(self, progress: Progress) -> int | None:
         """Further validations without improvement that are tolerated; None = any number."""

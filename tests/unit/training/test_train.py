@@ -289,21 +289,27 @@ def test_a_failed_save_ends_the_run_and_leaves_the_older_checkpoint(
 ) -> None:
     write = saver.write_optimizer
 
-    def full_at_step_two(directory: Path, state: TrainingState) -> None:
-        if json.loads(state.json_text)["progress"]["step"] == 2:
+    full_at = 2
+
+    def full(directory: Path, state: TrainingState) -> None:
+        if json.loads(state.json_text)["progress"]["step"] == full_at:
             raise OSError(28, "No space left on device")
         write(directory, state)
 
-    monkeypatch.setattr(saver, "write_optimizer", full_at_step_two)
+    monkeypatch.setattr(saver, "write_optimizer", full)
     sections = {
         "run": saves(corpus, "toy", save_checkpoint_steps=1, keep_checkpoint=1),
         "safety": {"save_async": save_async},
     }
     with pytest.raises(CheckpointError, match=r"toy_step_2 .*No space left.*bytes are free") as caught:
         run(corpus, **sections)
-    assert "-train_from auto" in str(caught.value)
+    assert caught.value.hint.endswith("toy_step_1 is complete")
     assert [path.name for path in (corpus / "run").glob("*step*")] == ["toy_step_1"]
     assert load_model(corpus / "run/toy_step_1") is not None
+    full_at, sections["run"] = 1, saves(corpus, "other", save_checkpoint_steps=1)
+    with pytest.raises(CheckpointError) as caught:
+        run(corpus, **sections)
+    assert caught.value.hint == "make room, and start the run again: it has no checkpoint yet"
 
 
 def test_recomputing_parts_changes_nothing(corpus: Path, base: Path) -> None:

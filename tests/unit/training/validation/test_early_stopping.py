@@ -30,6 +30,21 @@ def test_all_criteria_must_get_better_together(case: str) -> None:
     assert (stops.index(True) + 1 if True in stops else None) == expected
 
 
+def test_the_log_names_each_score_its_best_and_the_patience_left(caplog: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr("onmt_llm.log.logger.propagate", True)
+    caplog.set_level("INFO")
+    stopping, progress = EarlyStopping(2, ["ppl", "accuracy"]), Progress(step=10)
+    for ppl, accuracy in [(5, 50), (6, 40), (4, 40)]:
+        stopping(progress, {"ppl": ppl, "accuracy": accuracy})
+        progress.step += 10
+    assert [record.getMessage() for record in caplog.records] == [
+        "No improvement since step 10: ppl 6 (best 5), accuracy 40 (best 50). "
+        "Worse validations: 1 of 2; neither better nor worse: 0 of 2.",
+        "No improvement since step 10: ppl 4 (best 5), accuracy 40 (best 50). "
+        "Worse validations: 1 of 2; neither better nor worse: 1 of 2.",
+    ]
+
+
 @pytest.mark.parametrize(("metric", "better"), [("BLEU", 1), ("CHRF", 1), ("TER", -1)])
 def test_metrics_know_which_way_is_up(metric: str, better: int) -> None:
     stopping, progress = EarlyStopping(1, [metric]), Progress()
