@@ -55,9 +55,15 @@ class Encoded:
 
     @property
     def width(self) -> int:
-        """Columns that the example needs in a batch: its longer side; with a rejected answer, twice the longer row."""
-        own = len(self.tgt) if self.src is None else max(len(self.tgt), len(self.src))
-        return own if self.rejected is None else 2 * max(own, self.rejected.width)
+        """Columns that the example needs in a batch: its longer side; of a preference twice the longer row, since it has
+        two rows (see `preference_rows`)."""
+        if self.chosen is None:
+            return self._row_width
+        return 2 * max(self._row_width, 0 if self.rejected is None else self.rejected._row_width)
+
+    @property
+    def _row_width(self) -> int:
+        return len(self.tgt) if self.src is None else max(len(self.tgt), len(self.src))
 
     @property
     def num_trained(self) -> int:

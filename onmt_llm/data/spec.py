@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from onmt_llm.config.data import BatchConfig, CorpusConfig, DataConfig, TrainOnEos, is_for_validation
+from onmt_llm.config.learning import UNPAIRED
 from onmt_llm.errors import ConfigError
 from onmt_llm.text.codec import Codec
 from onmt_llm.text.segment import Segment
@@ -60,6 +61,12 @@ class PipelineSpec:
             raise ConfigError(
                 f"packing must be off with objective: {self.data.objective}, but is '{batching.packing}': chosen and "
                 "rejected answers need rows of their own."
+            )
+        if self.data.objective in UNPAIRED and (batching.batch_type, self.batch_size) == ("sents", 1):
+            raise ConfigError(
+                f"{'batch_size' if self.training else 'valid_batch_size'} must be at least 2 with objective: "
+                f"{self.data.objective}, which also needs answers to other prompts of the micro-batch, but is 1.",
+                hint="accum_count makes updates larger, but not micro-batches",
             )
         if batching.packing in ("split", "wrap") and self.codec.task == "seq2seq":
             raise ConfigError(

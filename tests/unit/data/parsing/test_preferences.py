@@ -154,6 +154,21 @@ def test_answers_to_other_questions_follow_those_of_kto(write, make_pipeline) ->
     assert labels[rows.index("<s> b b c c")] == ["c", "c", "</s>"] and labels[rows.index("<s> a d")] == ["d", "</s>"]
 
 
+@pytest.mark.parametrize("objective", ["dpo", "kto"])
+def test_all_rows_of_preferences_count_as_tokens_of_a_batch(write, make_pipeline, objective: str) -> None:
+    line = {"prompt": "a b", "chosen": "c c", "rejected": "d d"}
+    corpora = {"p": CorpusConfig(path_jsonl=write("p", 12 * f"{json.dumps(line)}\n"))}
+    pipeline = make_pipeline(corpora, {"objective": objective}, {"batch_type": "tokens", "batch_size": 40})
+    batch = next(iter(pipeline))
+    assert batch.tgt_BT.numel() == 40
+
+
+def test_an_answer_alone_has_no_other_prompt(write, make_pipeline) -> None:
+    corpora = {"p": CorpusConfig(path_jsonl=pairs(write))}
+    with pytest.raises(ConfigError, match="batch_size must be at least 2 with objective: kto"):
+        make_pipeline(corpora, {"objective": "kto"}, {"batch_size": 1})
+
+
 def test_packing_and_plain_text_are_refused(write, make_pipeline) -> None:
     corpora = {"p": CorpusConfig(path_jsonl=pairs(write))}
     with pytest.raises(ConfigError, match="packing must be off with objective: dpo"):
