@@ -79,7 +79,6 @@ def _sample(
 
     Args:
         config: All options.
-        options: Sections of the transforms, by name.
         codec: Text side of the model.
         world: This process.
         size: Examples of a bucket.

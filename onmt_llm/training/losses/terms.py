@@ -1,7 +1,7 @@
 """Additional terms of the likelihood, computed from the logits of each chunk; `TERMS` says how each is opened.
 
-Two terms are of another kind, guided alignment and the load-balancing loss of experts: they need more of the model than
-its logits, so `batch_loss` knows them by name.
+Three terms are of another kind, guided alignment, the load-balancing loss of experts and the divergence loss of
+expanded blocks: they need more of the model than its logits, so `batch_loss` knows them by name.
 
 Shapes: C positions of a chunk, V vocabulary.
 """
