@@ -141,14 +141,13 @@ def starts_from_new_weights(config: TrainConfig) -> bool:
 def _option_problems(loaded: Loaded[Any]) -> Iterator[Problem]:
     """Problems of options that require other options, or the base model of an adapter."""
     config: TrainConfig = loaded.job
-    valid = {name: corpus for name, corpus in config.corpora.data.items() if is_for_validation(name)}
     stored = _starting_checkpoint(config)
     beside_base = config.lora.is_on or (config.expansion.is_on and config.expansion.expand_type == "concat")
     unread = stored is None and not starts_from_new_weights(config)  # it may be an adapter
     adapters = beside_base or unread or (stored is not None and stored[1].addition is not None)
     objective = config.corpora.objective
     for rule in (
-        partial(check_validation, config.validation, valid),
+        partial(check_validation, config),
         partial(check_in_backward, config, config.devices.world_size),
         partial(check_reference, objective, config.preference, adapters=adapters),
     ):

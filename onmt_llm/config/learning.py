@@ -65,11 +65,12 @@ class OptimConfig(Section):
     warmup_steps: CountOrZero = 0
     """Warm-up: steps over which the learning rate rises."""
     start_decay_steps: CountOrZero | None = None
-    """`decay_method: none`: from this step on, multiply by `learning_rate_decay` every `decay_steps`; null = never."""
+    """`none` and `noamwd`: from this step on, multiply by `learning_rate_decay` every `decay_steps`; null = never, with
+    `noamwd` 50000."""
     decay_steps: Count = 10000
-    """`decay_method: none`: steps between two decays."""
+    """`none` and `noamwd`: steps between two decays."""
     learning_rate_decay: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """`decay_method: none`: factor of each decay."""
+    """`none` and `noamwd`: factor of each decay."""
     min_learning_rate: Annotated[float, Field(ge=0, le=1000)] = 0.0
     """`cosine` and `linear`: final learning rate."""
     adam_beta1: FractionBelowOne = 0.9
@@ -136,6 +137,14 @@ class LossConfig(Section):
             "lambda_balance": self.lambda_balance,
         }
 
+    @model_validator(mode="after")
+    def _check(self) -> LossConfig:
+        if self.lm_prior_lambda and not self.lm_prior_model:
+            raise ValueError(f"lm_prior_lambda needs lm_prior_model, but is {self.lm_prior_lambda:g} without one")
+        if self.lm_prior_model and "lm_prior_lambda" not in self.model_fields_set:
+            raise ValueError("lm_prior_model needs lm_prior_lambda, the weight of the prior, whose default is 0")
+        return self
+
 
 class PreferenceConfig(Section):
     """Preference optimisation: `objective: dpo`, `orpo` and `kto`."""
@@ -159,6 +168,12 @@ class PreferenceConfig(Section):
     """`kto`: weight of desirable answers."""
     kto_undesirable_weight: PositiveOrZero = 1.0
     """`kto`: weight of undesirable answers. If one kind is much more frequent, the weights should compensate."""
+
+    @model_validator(mode="after")
+    def _check(self) -> PreferenceConfig:
+        if self.dpo_label_smoothing and self.dpo_loss != "robust":
+            raise ValueError(f"dpo_label_smoothing needs dpo_loss: robust, but that is {self.dpo_loss}")
+        return self
 
 
 class RegularizationConfig(Section):
@@ -252,7 +267,7 @@ class ExpansionConfig(Section):
     expand_lerp: Annotated[float, Field(gt=0, le=1)] = 0.5
     """`concat`: weight of the output of the copy; the block itself has 1 - expand_lerp."""
     expand_divergence: PositiveOrZero = 0.0
-    """`concat`: weight of the divergence loss, the mean squared difference between the outputs of a block and its copy;
+    """`concat`: weight of the divergence loss, the mean squared difference between the outputs of a block and its copy,
     relative to the former; 0 = off. It keeps the hidden states close to those of the original model. Decoder only."""
 
     @property

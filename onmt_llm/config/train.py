@@ -335,6 +335,7 @@ class TrainConfig(Section):
         if self.expansion.is_on and self.lora.is_on:
             yield "expand_every and expand_blocks must be left out with LoRA (lora_layers, lora_embedding)"
         yield from _same_length(accum_count=run.accum_count, accum_steps=run.accum_steps)
+        yield from _increasing(accum_steps=run.accum_steps, dropout_steps=dropout.dropout_steps)
         written = run.model_fields_set
         for option, derived in (("global_batch_size", "accum_count"), ("max_tokens", "train_steps")):
             if getattr(run, option) and derived in written:
@@ -370,3 +371,10 @@ def _same_length(**lists: list[int] | list[float]) -> Iterator[str]:
     if len({len(values) for values in lists.values()}) > 1:
         names, lengths = " and ".join(lists), ", ".join(str(len(values)) for values in lists.values())
         yield f"{names} must have the same length, but have {lengths}"
+
+
+def _increasing(**lists: list[int]) -> Iterator[str]:
+    """A sentence for each list of steps that does not increase, of which some would never take effect."""
+    for name, steps in lists.items():
+        if steps != sorted(set(steps)):
+            yield f"{name} must increase, but is {steps}"

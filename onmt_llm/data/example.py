@@ -55,8 +55,8 @@ class Encoded:
 
     @property
     def width(self) -> int:
-        """Columns that the example needs in a batch: its longer side; of a preference twice the longer row, since it has
-        two rows (see `preference_rows`)."""
+        """Columns that the example needs in a batch: its longer side; of a preference, which has two rows
+        (`preference_rows`), twice the longer one."""
         if self.chosen is None:
             return self._row_width
         return 2 * max(self._row_width, 0 if self.rejected is None else self.rejected._row_width)

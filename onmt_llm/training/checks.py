@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from onmt_llm.config.checkpoint import AdapterSpec
-from onmt_llm.config.data import CorpusConfig
-from onmt_llm.config.learning import REFERENCE_FREE, PreferenceConfig, ValidationConfig
+from onmt_llm.config.data import is_for_validation
+from onmt_llm.config.learning import REFERENCE_FREE, PreferenceConfig
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.config.train import TrainConfig
 from onmt_llm.errors import ConfigError
 from onmt_llm.generate.scorers import Scorer, open_scorers
 
 
-def check_validation(settings: ValidationConfig, corpora: Mapping[str, CorpusConfig]) -> list[Scorer]:
+def check_validation(config: TrainConfig) -> list[Scorer]:
     """The scorers of the options.
 
     Raises:
         ConfigError: A metric is unknown, or there is no validation corpus.
         UnsupportedError: A package is missing.
     """
-    scorers = open_scorers(settings.valid_metrics)
-    if scorers and not corpora:
-        raise ConfigError("valid_metrics need a corpus named `valid` in `data`, but there is none.")
-    if settings.early_stopping and not corpora:
-        raise ConfigError("early_stopping needs a corpus named `valid` in `data`, but there is none.")
+    scorers = open_scorers(config.validation.valid_metrics)
+    needing = {
+        "valid_metrics": scorers,
+        "early_stopping": config.validation.early_stopping,
+        "save_best": config.safety.save_best,
+        "valid_time": config.safety.valid_time,
+    }
+    wanted = [name for name, value in needing.items() if value]
+    if wanted and not any(map(is_for_validation, config.corpora.data)):
+        raise ConfigError(f"{' and '.join(wanted)} must have a corpus named `valid` in `data`, but there is none.")
     return scorers
 
 

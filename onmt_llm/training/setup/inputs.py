@@ -94,10 +94,10 @@ def open_objective(
 
 def open_generation_validator(config: TrainConfig, codec: Codec) -> GenerationValidator | None:
     """The validation corpora as prompts with reference answers; None if no metric is asked for."""
-    _, corpora = split_corpora(config.corpora.data)
-    scorers = check_validation(config.validation, corpora)
+    scorers = check_validation(config)
     if not scorers:
         return None
+    _, corpora = split_corpora(config.corpora.data)
     prompts, skipped = read_prompts(PipelineSpec(corpora, config.corpora, codec, training=False))
     return GenerationValidator(
         prompts,

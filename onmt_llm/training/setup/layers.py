@@ -62,14 +62,16 @@ def resolve_layers(
         expansion: The blocks that are expanded; None = none.
 
     Raises:
-        ConfigError: Quantised layers without adapters or twins, or adapter options that differ from the stored adapter.
+        ConfigError: Quantised layers without adapters or twins, options of adapters or new blocks in a run that has
+            none, or adapter options that differ from the stored adapter.
     """
     wanted = _wanted_adapter(config.lora, gated)
     stored = None if adapter is None else adapter.config.adapter
     if adapter is None or stored is None:
-        spec = wanted if wanted.layers or wanted.embedding else None
+        spec = wanted if config.lora.is_on else None
     else:
         spec = _continued_adapter(config.lora, wanted, stored, adapter.path)
+    _check_used(config, spec, expansion)
     if spec is not None and expansion is not None:
         raise ConfigError(
             "lora_layers and lora_embedding must be left out where expanded blocks are trained.",
@@ -107,6 +109,23 @@ def resolve_layers(
         quantised,
         quant_type,
     )
+
+
+def _check_used(config: TrainConfig, spec: AdapterSpec | None, expansion: ExpansionSpec | None) -> None:
+    """Refuse settings of adapters or of new blocks where there are none: the user expects that little is trained."""
+    of_adapters = config.lora.model_dump(exclude_defaults=True)
+    of_adapters |= config.optimizer.model_dump(include={"loraplus_lr_ratio"}, exclude_defaults=True)
+    unused = {
+        "lora_layers or lora_embedding": of_adapters if spec is None else {},
+        "expand_every or expand_blocks": config.expansion.model_dump(exclude_defaults=True) if not expansion else {},
+    }
+    for needed, options in unused.items():
+        if options:
+            names = " and ".join(options)
+            raise ConfigError(
+                f"{names} must come with {needed}, but neither is set, so the whole model would be trained.",
+                hint=f"set one of them, or leave {names} out",
+            )
 
 
 def _wanted_adapter(lora: LoraConfig, gated: bool) -> AdapterSpec:

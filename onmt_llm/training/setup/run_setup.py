@@ -96,8 +96,8 @@ def check_run(setup: RunSetup) -> None:
         OnmtLlmError: As `train`.
     """
     config = setup.config
-    train, valid = split_corpora(config.corpora.data)
-    check_validation(config.validation, valid)
+    train, _ = split_corpora(config.corpora.data)
+    check_validation(config)
     check_trackers(wandb=config.watching.wandb, mlflow=config.watching.mlflow)
     open_alignment(config.loss, setup.start.model, train)
     check_reference(config.corpora.objective, config.preference, adapters=setup.layers.beside_base is not None)

@@ -74,7 +74,11 @@ ALONE = {
     "missing checkpoint": (GOOD + "train_from: nix\n", 4, "x.yaml:4  train_from: There is no checkpoint at nix"),
     "not a checkpoint": (GOOD + "train_from: a.txt\n", 4, "x.yaml:4  train_from: A checkpoint must be a directory"),
     "missing base of the run": (GOOD + "train_from: auto\ninit_from: nix\n", 4, "x.yaml:5  init_from: There is no"),
-    "missing prior": (GOOD + "lm_prior_model: nix\n", 4, "x.yaml:4  lm_prior_model: There is no checkpoint"),
+    "missing prior": (
+        GOOD + "lm_prior_model: nix\nlm_prior_lambda: 0.5\n",
+        4,
+        "x.yaml:4  lm_prior_model: There is no checkpoint",
+    ),
     "nothing to adapt": (GOOD + "lora_layers: [q_proj]\n", 2, "x.yaml:4  lora_layers"),
     "nothing to adapt yet": (GOOD + "lora_layers: [q_proj]\ntrain_from: auto\n", 2, "set init_from"),
     "nothing to expand": (GOOD + "expand_every: 2\n", 2, "x.yaml:4  expand_every"),

@@ -1,4 +1,4 @@
-"""LoRA, block expansion, quantised base weights and validation: options that need each other."""
+"""Adapters, block expansion, terms of the loss, quantised base weights and validation: options that need each other."""
 
 from __future__ import annotations
 
@@ -6,7 +6,14 @@ from typing import Any
 
 import pytest
 
-from onmt_llm.config.learning import ExpansionConfig, LoraConfig, QuantizationConfig, ValidationConfig
+from onmt_llm.config.learning import (
+    ExpansionConfig,
+    LoraConfig,
+    LossConfig,
+    PreferenceConfig,
+    QuantizationConfig,
+    ValidationConfig,
+)
 
 
 def test_adapters_are_requested_by_their_layers() -> None:
@@ -32,6 +39,20 @@ def test_block_expansion_is_requested_by_its_blocks() -> None:
 def test_contradictory_expansions_are_refused(values: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         ExpansionConfig.model_validate(values)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "sentence"),
+    [
+        (LossConfig, {"lm_prior_lambda": 0.5}, "lm_prior_lambda needs lm_prior_model"),
+        (LossConfig, {"lm_prior_model": "lm"}, "lm_prior_model needs lm_prior_lambda"),
+        (PreferenceConfig, {"dpo_label_smoothing": 0.1}, "dpo_label_smoothing needs dpo_loss: robust"),
+    ],
+)
+def test_terms_of_the_loss_are_not_left_out_silently(kind: Any, values: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        kind(**values)
+    assert LossConfig(lm_prior_model="lm", lm_prior_lambda=0).lm_prior_lambda == 0
 
 
 def test_layers_to_quantise_without_a_type_are_bitsandbytes_int8() -> None:

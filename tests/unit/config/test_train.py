@@ -36,6 +36,10 @@ CONFLICTS: dict[str, tuple[Sections, str]] = {
         {"regularization": {"dropout": [0.1, 0.2], "dropout_steps": [0, 10]}},
         "dropout and attention_dropout and dropout_steps must have the same length, but have 2, 1, 2",
     ),
+    "accumulation that goes back": (
+        {"run": {"accum_count": [1, 2, 4], "accum_steps": [0, 20, 10]}},
+        r"accum_steps must increase, but is \[0, 20, 10\]",
+    ),
     "a start that nothing asks for": (
         {"start": {"init_from": "base"}},
         "init_from needs train_from: auto, but that is not given",

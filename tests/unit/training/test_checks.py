@@ -9,23 +9,24 @@ import pytest
 
 import tiny
 from onmt_llm.config.checkpoint import AdapterSpec
-from onmt_llm.config.data import CorpusConfig
-from onmt_llm.config.learning import PreferenceConfig, ValidationConfig
+from onmt_llm.config.learning import PreferenceConfig
 from onmt_llm.errors import ConfigError
 from onmt_llm.training.checks import check_in_backward, check_reference, check_tensor_parallel, check_validation
 from options import train_config
 
-CORPORA = {"valid": CorpusConfig(path_src="x", path_tgt="y")}
+CORPORA = {"train": {"path_src": "x", "path_tgt": "y"}, "valid": {"path_src": "x", "path_tgt": "y"}}
 
 
 @pytest.mark.parametrize(
-    ("options", "name"), [({"valid_metrics": ["BLEU"]}, "valid_metrics"), ({"early_stopping": 3}, "early_stopping")]
+    "options",
+    [{"valid_metrics": ["BLEU"]}, {"early_stopping": 3}, {"save_best": True, "valid_time": "1h"}],
+    ids=" and ".join,
 )
-def test_validation_needs_a_corpus(options: dict[str, Any], name: str) -> None:
-    settings = ValidationConfig(**options)
-    with pytest.raises(ConfigError, match=f"{name} needs? a corpus named `valid`"):
-        check_validation(settings, {})
-    assert [scorer.name for scorer in check_validation(settings, CORPORA)] == settings.valid_metrics
+def test_validation_needs_a_corpus(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"{' and '.join(options)} must have a corpus named `valid`"):
+        check_validation(train_config({"run": options}))
+    scorers = check_validation(train_config({"run": options, "corpora": {"data": CORPORA}}))
+    assert [scorer.name for scorer in scorers] == options.get("valid_metrics", [])
 
 
 def test_updates_in_the_backward_pass_refuse_all_obstacles_together() -> None:

@@ -66,6 +66,19 @@ def test_frozen_stacks_do_not_go_with_adapters(stack: str) -> None:
         resolve({"lora_layers": ["q_proj"], stack: True})
 
 
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"lora_rank": 16, "use_dora": True}, "lora_rank and use_dora must come with lora_layers or lora_embedding"),
+        ({"loraplus_lr_ratio": 16.0}, "loraplus_lr_ratio must come with lora_layers or lora_embedding"),
+        ({"expand_type": "stack"}, "expand_type must come with expand_every or expand_blocks"),
+    ],
+)
+def test_settings_of_adapters_and_new_blocks_need_some(options: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        resolve(options)
+
+
 def test_a_stored_adapter_continues_as_it_is() -> None:
     plan = resolve({}, STORED)
     assert plan.lora == STORED and (plan.quantised, plan.quant_type) == (("k_proj",), "int8")
