@@ -31,6 +31,7 @@ RENAMED = {
     "tensor_parallel_size": "tensor_parallel",
     "fix_word_vecs_enc": "freeze_word_vecs_enc",
     "fix_word_vecs_dec": "freeze_word_vecs_dec",
+    "max_sent_length": "max_length",
     "ip": "host",
 }
 """Options with the same meaning under another name."""
@@ -105,6 +106,10 @@ IGNORED = {
 
 _TEXT_ONLY = "models of images and sound are retired; all data are text"
 _CORPORA = "name the files in `data`, as `path_src` and `path_tgt` of each corpus; that of validation is called `valid`"
+_NOISE = (
+    "list `bart` in the `transforms` of the corpora that get noise, with `mask_ratio`, `mask_length` and "
+    "`permute_sent_ratio`"
+)
 _FEATURES = "write the features behind the words of the source, `word￨feature`, and set `n_src_feats`"
 
 RETIRED = {
@@ -141,10 +146,13 @@ RETIRED = {
     "audio_enc_pooling": _TEXT_ONLY,
     "brnn": "RNN models are retired; use a Transformer",
     "data_ids": _CORPORA,
+    "data_to_noise": _NOISE,
     "data_weights": "set the `weight` of each corpus in `data`",
     "dynamic_dict": "copy attention is retired; use `replace_unk` or placeholders",
     "filter_valid": "list `filtertoolong` in the `transforms` of the corpus `valid`",
+    "gpuid": "a GPU is used whenever there is one; CUDA_VISIBLE_DEVICES=1,2 selects some, and torchrun uses several",
     "image_channel_size": _TEXT_ONLY,
+    "lower": "write all texts in lower case beforehand, those to be translated too",
     "model_config": "give that file to `onmt_llm_serve` as `-config`",
     "report_bleu": "score the output with `onmt_llm_eval score -metrics BLEU`",
     "report_rouge": "score the output with `onmt_llm_eval score -metrics ROUGEL`",
@@ -152,6 +160,8 @@ RETIRED = {
     "src_dir": _TEXT_ONLY,
     "src_feats": _FEATURES,
     "src_feats_vocab": _FEATURES,
+    "src_noise": _NOISE,
+    "src_noise_prob": _NOISE,
     "train_align": "name the file in `data`, as `path_align` of its corpus",
     "train_ids": _CORPORA,
     "train_src": _CORPORA,
@@ -166,6 +176,10 @@ RETIRED = {
 """Options of features that no longer exist: an error, unless the value switches the feature off."""
 
 RETIRED_DEFAULTS: dict[str, Any] = {
+    "data_to_noise": [],
+    "gpuid": [],
+    "src_noise": [],
+    "src_noise_prob": [],
     "rnn_type": "LSTM",
     "copy_attn_type": "general",
     "global_attention": "general",
@@ -194,6 +208,7 @@ OF_EARLIER_VERSIONS = {
     "audio_enc_pooling",
     "brnn",
     "data_ids",
+    "data_to_noise",
     "data_weights",
     "dec_rnn_size",
     "dynamic_dict",
@@ -202,8 +217,11 @@ OF_EARLIER_VERSIONS = {
     "filter_valid",
     "fix_word_vecs_dec",
     "fix_word_vecs_enc",
+    "gpuid",
     "image_channel_size",
+    "lower",
     "max_generator_batches",
+    "max_sent_length",
     "max_shard_size",
     "pool_factor",
     "queue_size",
@@ -214,6 +232,8 @@ OF_EARLIER_VERSIONS = {
     "src_dir",
     "src_feats",
     "src_feats_vocab",
+    "src_noise",
+    "src_noise_prob",
     "train_align",
     "train_ids",
     "train_src",

@@ -63,9 +63,11 @@ def test_every_known_name_is_described() -> None:
 def test_options_of_earlier_versions_of_opennmt_are_known() -> None:
     assert set(OF_EARLIER_VERSIONS) <= known_names()
     old = {"pool_factor": 8192, "queue_size": 10000, "max_generator_batches": 2, "fix_word_vecs_enc": True}
-    translated = translate(old)
-    assert translated.values == {"freeze_word_vecs_enc": True}
+    translated = translate({**old, "max_sent_length": 9, "lower": False, "gpuid": [], "src_noise": []})
+    assert translated.values == {"freeze_word_vecs_enc": True, "max_length": 9} and not translated.errors
     assert [key for key, _ in translated.notes] == ["pool_factor", "queue_size", "max_generator_batches"]
+    on = {"lower": True, "gpuid": [1], "data_to_noise": ["a"], "src_noise": ["mask"], "src_noise_prob": [0.1]}
+    assert [key for key, _ in translate(on).errors] == list(on)
 
 
 @pytest.mark.parametrize(("key", "value", "part"), [("data", "data/demo", "corpus_1"), ("tgt_prefix", True, "file")])
