@@ -92,10 +92,11 @@ def torchrun(job: TrainingJob) -> str:
     """A script that is started on each of several machines, or on one."""
     cluster = job.cluster
     alone = cluster.nodes == 1
-    start = f"bash {job.script_name}" if alone else f"bash {job.script_name} HOST"
-    where = "" if alone else " on each machine; HOST is one of them, the same everywhere"
+    start = f"Start it with: bash {job.script_name}"
+    if not alone:
+        start = f"Start it on each machine with: bash {job.script_name} HOST, where HOST is the same one of them"
     return _script(
-        f"# {job.size}. Start it{where} with: {start}",
+        f"# {job.size}. {start}",
         "set -euo pipefail",
         *([] if alone else ['head=${1:?"the first argument must be the machine at which all meet"}']),
         *_prepare(job),

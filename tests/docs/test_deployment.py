@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import shlex
 import tokenize
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import yaml
@@ -40,9 +42,25 @@ def check_flags(command: str, words: list[str]) -> None:
     assert not flags.parse(words, table, flags.CommandLine(command, {}, job.short)).problems
 
 
-def extras() -> set[str]:
-    found = re.findall(r'^    "([\w-]+)": \[', (ROOT / "setup.py").read_text(encoding="utf-8"), flags=re.MULTILINE)
-    return set(found)
+def extras() -> dict[str, set[str]]:
+    """The packages of each extra, without versions."""
+    with patch("setuptools.setup") as setup:
+        runpy.run_path(str(ROOT / "setup.py"))
+    found = setup.call_args.kwargs["extras_require"]
+    return {name: {re.split("[>=; ]", package)[0] for package in packages} for name, packages in found.items()}
+
+
+def test_the_page_on_installing_lists_all_extras() -> None:
+    page = (ROOT / "docs/how-to/install.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.+?) \| (.+?) \|", page, flags=re.MULTILINE)
+    listed = {tuple(re.findall("`(.+?)`", names)): set(packages.split(", ")) for names, packages in rows}
+    found = extras()
+    assert {name for names in listed for name in names} == set(found)
+    for names, packages in listed.items():
+        assert names in (("all",), ("dev",)) or packages == set().union(*(found[name] for name in names))
+    left_out = set(found) - {"dev", "all"} - {name for name in found if found[name] <= found["all"]}
+    (all_of_them,) = [packages for names, packages in rows if names == "`all`"]
+    assert left_out == set(re.findall("`(.+?)`", all_of_them))
 
 
 def test_the_image_copies_what_exists_and_installs_what_exists() -> None:
@@ -52,7 +70,7 @@ def test_the_image_copies_what_exists_and_installs_what_exists() -> None:
     assert needed <= set(copied)
     (versions,) = re.findall(r"torch==([\d.]+)", " ".join(arguments("RUN")))
     assert f"torch=={versions}\n" in (ROOT / "constraints.txt").read_text(encoding="utf-8")
-    assert set(re.findall(r'"\.\[([\w,]+)\]"', " ".join(arguments("RUN")))) <= extras()
+    assert set(re.findall(r'"\.\[([\w,]+)\]"', " ".join(arguments("RUN")))) <= set(extras())
     assert re.fullmatch(r"python:3\.(1[0-3])-slim", arguments("FROM")[0])
 
 
