@@ -6,9 +6,9 @@ same number of forward and backward passes, which `in_step` sees to.
 
 With `tensor_parallel` neighbouring ranks compute each block together: each has a part of the heads and of the inner
 values of the feed-forward layer (Shoeybi et al. 2019), and weights are gathered among the ranks with the same part.
-`Attention` and `FeedForward` do not know of it: while they run, they hold this rank's parts as ordinary weights, and
-what they compute is this rank's summand of the output. So all that is inside them is sharded too: adapters, int8
-layers, norms of heads.
+`Attention`, `FeedForward` and `RoutedExperts` do not know of it: while they run, they hold this rank's parts as
+ordinary weights, and what they compute is this rank's summand of the output. So all that is inside them is sharded too:
+adapters, int8 layers, norms of heads.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from onmt_llm.data.batching.batch import Batch
 from onmt_llm.nn.layers.attention import Attention
+from onmt_llm.nn.layers.experts import RoutedExperts
 from onmt_llm.nn.layers.position_wise import FeedForward, HeadLayerNorm
 from onmt_llm.nn.transformer import Transformer
 from onmt_llm.training.losses.batch_loss import batch_loss
@@ -100,8 +101,10 @@ def _parallelize_blocks(module: TrainingModule, mesh: DeviceMesh) -> None:
     # It says of every gathered tensor that the weights are sharded twice.
     logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
     for block in _blocks(module):
+        # The outputs of routed experts are summed over the ranks once, not expert by expert.
+        inside = {expert for layer in block.modules() if isinstance(layer, RoutedExperts) for expert in layer}
         for layer in block.modules():
-            if isinstance(layer, Attention | FeedForward):
+            if isinstance(layer, Attention | FeedForward | RoutedExperts) and layer not in inside:
                 _parallelize(layer, mesh)
 
 
@@ -154,7 +157,7 @@ def sharded_dimension(owner: nn.Module, path: str) -> int | None:
     """The dimension in which `tensor_parallel` shards a parameter; None = each rank has the whole.
 
     Args:
-        owner: The module that has the parameter, in an `Attention` or a `FeedForward`.
+        owner: The module that has the parameter, in one of the modules that ranks compute together.
         path: Dotted path of the parameter; may begin anywhere above that.
     """
     *layers, name = path.split(".")

@@ -51,6 +51,22 @@ class SelectionBias(nn.Module):
         return self
 
 
+class RoutedExperts(nn.ModuleList):
+    """The experts of a layer, which compute a weighted sum of the outputs of those that each token was sent to."""
+
+    def forward(self, x_MD: Tensor, weights_MC: Tensor, chosen_MC: Tensor) -> Tensor:
+        """(M, D), (M, C), (M, C) -> (M, D). Each expert computes its tokens in one product; then the outputs return to
+        the order of the tokens."""
+        pairs = chosen_MC.flatten().argsort(stable=True)
+        counts = torch.bincount(chosen_MC.flatten(), minlength=len(self)).tolist()
+        inputs = x_MD.index_select(0, pairs // chosen_MC.shape[-1]).split(counts)
+        # In training experts without tokens run too: a gradient of zero updates momentum and decays the weights.
+        outputs = [expert(x) for expert, x in zip(self, inputs, strict=True) if len(x) or self.training]
+        places = torch.empty_like(pairs).scatter_(0, pairs, torch.arange(len(pairs), device=pairs.device))
+        y_MCD = torch.cat(outputs).index_select(0, places).unflatten(0, chosen_MC.shape)
+        return torch.bmm(weights_MC.unsqueeze(1).to(y_MCD.dtype), y_MCD).squeeze(1)
+
+
 class Experts(nn.Module):
     """Sum of the experts that the router chooses for each token, weighted by its probabilities; no token is dropped.
 
@@ -74,7 +90,7 @@ class Experts(nn.Module):
         self.groups, self.groups_per_token, self.is_sigmoid = moe.groups, moe.groups_per_token, moe.scoring == "sigmoid"
         self.router = Router(size, moe.experts, bias=moe.router_bias)
         self.selection = SelectionBias(moe.experts) if moe.selection_bias else None
-        self.experts = nn.ModuleList(
+        self.experts = RoutedExperts(
             FeedForward(config, size=config.expert_size, dropout=dropout) for _ in range(moe.experts)
         )
         shared = moe.shared_size > 0
@@ -86,7 +102,7 @@ class Experts(nn.Module):
         """(B, T, D) -> (B, T, D). Not compiled: the number of tokens of each expert depends on the data."""
         x_MD = x_BTD.flatten(0, -2)
         weights_MC, chosen_MC = self._route(x_MD)
-        y_MD = self._mix(x_MD, weights_MC, chosen_MC)
+        y_MD = self.experts(x_MD, weights_MC, chosen_MC)
         if self.shared_expert is not None:
             shared_MD = self.shared_expert(x_MD)
             y_MD = y_MD + (shared_MD if self.shared_gate is None else self.shared_gate(x_MD).sigmoid() * shared_MD)
@@ -118,17 +134,6 @@ class Experts(nn.Module):
             others_MG = torch.ones_like(groups_MG, dtype=torch.bool).scatter_(-1, best_MX, False)
             scores_ME = scores_MGX.masked_fill(others_MG.unsqueeze(-1), float("-inf")).flatten(-2)
         return scores_ME.topk(self.per_token, dim=-1).indices
-
-    def _mix(self, x_MD: Tensor, weights_MC: Tensor, chosen_MC: Tensor) -> Tensor:
-        """Each expert computes its tokens in one product; then the outputs return to the order of the tokens."""
-        pairs = chosen_MC.flatten().argsort(stable=True)
-        counts = torch.bincount(chosen_MC.flatten(), minlength=len(self.experts)).tolist()
-        inputs = x_MD.index_select(0, pairs // self.per_token).split(counts)
-        # In training experts without tokens run too: a gradient of zero updates momentum and decays the weights.
-        outputs = [expert(x) for expert, x in zip(self.experts, inputs, strict=True) if len(x) or self.training]
-        places = torch.empty_like(pairs).scatter_(0, pairs, torch.arange(len(pairs), device=pairs.device))
-        y_MCD = torch.cat(outputs).index_select(0, places).unflatten(0, chosen_MC.shape)
-        return torch.bmm(weights_MC.unsqueeze(1).to(y_MCD.dtype), y_MCD).squeeze(1)
 
 
 @contextmanager
