@@ -159,6 +159,7 @@ def _lifespan(models: ModelPool) -> Callable[[FastAPI], AbstractAsyncContextMana
 
 
 async def _unload_idle(models: ModelPool) -> None:
-    while seconds := models.shortest_idle_seconds:
-        await asyncio.sleep(min(60.0, seconds / 4))
+    while True:
+        # asked each time: a reload may set the first idle time
+        await asyncio.sleep(min(60.0, models.shortest_idle_seconds / 4 or 60.0))
         await asyncio.to_thread(models.unload_idle)

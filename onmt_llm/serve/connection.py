@@ -108,7 +108,7 @@ class Guarded:
                 body = await asyncio.wait_for(self._read(headers, receive), _BODY_SECONDS)
             except Refusal as error:
                 refusal = error
-            except TimeoutError:
+            except asyncio.TimeoutError:  # before Python 3.11, not the built-in one
                 refusal = Refusal(408, f"The body must arrive within {_BODY_SECONDS:.0f} s, but did not.")
         if refusal is not None:
             return await self._respond(scope, refusal)(scope, receive, send)

@@ -32,6 +32,7 @@ class Refusal(Exception):
         retry_after: float | None = None,
     ) -> None:
         super().__init__(message)
+        message = message.encode("utf-8", "replace").decode()  # it may quote half of a surrogate pair, as JSON may have
         self.status, self.message, self.param, self.code = status, message, param, code
         self.retry_after = retry_after
 

@@ -161,5 +161,5 @@ def _asked_to_stop(signals: queue.SimpleQueue[int], reload: Callable[[], Any]) -
 def _drain(models: ModelPool, signals: queue.SimpleQueue[int], seconds: float) -> None:
     """Wait until nothing is being answered. The port stays open, so that clients learn that the server stops."""
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and signals.empty() and not all(model.is_idle(0) for model in models.loaded):
+    while time.monotonic() < deadline and signals.empty() and not models.is_idle:
         time.sleep(_POLL_SECONDS)

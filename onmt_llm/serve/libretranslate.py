@@ -144,7 +144,7 @@ class TranslationJob:
         texts = _texts(parameters)
         source, target = _required(parameters, "source"), _required(parameters, "target")
         form = parameters.get("format") or "text"
-        if form not in _DOCUMENTS:
+        if not isinstance(form, str) or form not in _DOCUMENTS:
             raise Refusal(400, f"{str(form)[:50]} format is not supported", param="format")
         alternatives = _count(parameters.get("alternatives") or 0, most_alternatives)
         documents = [_DOCUMENTS[form](text) for text in texts]
@@ -260,7 +260,7 @@ async def _parameters(request: Request, keys: ApiKeys) -> Mapping[str, Any]:
     if request.headers.get("content-type", "").startswith("application/json"):
         try:
             parameters = await request.json()
-        except ValueError:
+        except (ValueError, RecursionError):
             parameters = None
         if not isinstance(parameters, dict):
             raise Refusal(400, "Invalid JSON format")
@@ -296,7 +296,7 @@ def _texts(parameters: Mapping[str, Any]) -> list[str]:
 def _count(value: Any, most: int) -> int:
     try:
         count = max(0, int(value))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise Refusal(400, "Invalid request: alternatives parameter is not a number", param="alternatives") from None
     if count > most:
         raise Refusal(400, f"Invalid request: alternatives parameter must be <= {most}", param="alternatives")

@@ -48,8 +48,7 @@ class Metrics:
 
     def count_answer(self, model: str, ticket: Ticket) -> None:
         """Count an answer that is complete or was given up."""
-        end = "failed" if ticket.error else "cancelled" if ticket.is_cancelled else "complete"
-        self._answers.labels(model, end).inc()
+        self._answers.labels(model, end_of(ticket)).inc()
         self._prompt_tokens.labels(model).inc(len(ticket.request.prompt))
         self._answer_tokens.labels(model).inc(ticket.token_count)
         finished = ticket.finished or time.monotonic()
@@ -64,6 +63,11 @@ class Metrics:
     def text(self) -> bytes:
         """All figures."""
         return generate_latest(self._registry)
+
+
+def end_of(ticket: Ticket) -> str:
+    """How an answer ended, in a word; one whose time was over is complete, as far as its client knows."""
+    return "failed" if ticket.error else "cancelled" if ticket.is_cancelled else "complete"
 
 
 class _Queues:

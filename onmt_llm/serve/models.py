@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -84,13 +84,13 @@ class ServedModel:
         self.spec = spec
         self.created = int(time.time())
         self.scheduler = Scheduler(engine, max_queue=max_queue)
-        self.options = with_model_defaults(spec.generation, self.codec.config.sampling)
-        self.template = _template(spec, self.codec)
         self.last_used = time.monotonic()
         self._users = 0
         self._closing = False
         self._changed = threading.Condition()
         try:
+            self.options = with_model_defaults(spec.generation, self.codec.config.sampling)
+            self.template = _template(spec, self.codec)
             self._check()
         except BaseException:
             self.scheduler.close(drain=False)
@@ -258,14 +258,22 @@ class ModelPool:
         if self._waiting_for_loader >= self._max_queue:
             raise Overloaded(f"At most {self._max_queue} requests may wait for a model, and as many are waiting.")
         self._waiting_for_loader += 1
-        entering = asyncio.get_running_loop().run_in_executor(self._loader, self.enter, name)
+        entering = self._loader.submit(self.enter, name)
         try:
-            return await asyncio.shield(entering)
-        except asyncio.CancelledError:  # the client has gone, but the thread will enter the model all the same
-            entering.add_done_callback(lambda done: None if done.exception() else done.result().leave())
+            return await asyncio.wrap_future(entering)
+        except asyncio.CancelledError:
+            # The client has gone, but a thread that has begun enters the model all the same, and maybe after the loop
+            # has ended: the thread itself leaves the model.
+            entering.add_done_callback(_leave)
             raise
         finally:
             self._waiting_for_loader -= 1
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no model answers, and no request waits for one that is being loaded."""
+        draining = any(thread.is_alive() for thread in self._draining)
+        return not self._waiting_for_loader and not draining and all(model.is_idle(0) for model in self.loaded)
 
     def enter(self, name: str) -> ServedModel:
         """Load a model if need be, and enter it (`ServedModel.enter`)."""
@@ -345,12 +353,12 @@ class ModelPool:
 
     def close(self) -> None:
         """Finish all answers, and stop the schedulers."""
+        self._loader.shutdown(cancel_futures=True)
         with self._changing:
             for name in list(self._loaded):
                 self._drain(self._loaded.pop(name))
         for thread in self._draining:
             thread.join()
-        self._loader.shutdown()
 
     def _open(self, spec: ModelSpec) -> ServedModel:
         begun = time.monotonic()
@@ -363,6 +371,11 @@ class ModelPool:
         thread = threading.Thread(target=model.close, name=f"drain {model.name}", daemon=True)
         thread.start()
         self._draining.append(thread)
+
+
+def _leave(entering: Future[ServedModel]) -> None:
+    if not entering.cancelled() and entering.exception() is None:
+        entering.result().leave()
 
 
 class UnknownModel(ConfigError):

@@ -27,7 +27,7 @@ from onmt_llm.serve.api import Api
 from onmt_llm.serve.errors import Refusal
 from onmt_llm.serve.keys import ApiKeys, bearer_key
 from onmt_llm.serve.models import ModelPool, ModelSpec, ServedModel
-from onmt_llm.serve.service import Service
+from onmt_llm.serve.service import Limits, Service
 from onmt_llm.serve.translation import Source, translate
 from onmt_llm.text.codec import Codec
 
@@ -74,8 +74,9 @@ class NumberedModels:
             Refusal: There is none.
         """
         models = self.all()
-        named = {model.name: model for model in models.values()} if isinstance(number, str) else {}
-        found = models.get(number) if isinstance(number, int) else named.get(number)
+        found = models.get(number) if isinstance(number, int) else None
+        if isinstance(number, str):
+            found = {model.name: model for model in models.values()}.get(number)
         if found is None:
             raise Refusal(404, f"No such model '{str(number)[:100]}'", code="model_not_found")
         return found
@@ -123,7 +124,7 @@ def opennmt_api(service: Service, *, keys: ApiKeys, admin_keys: ApiKeys, url_roo
     @router.post("/clone_model/{model_id:int}", dependencies=for_admins)
     async def clone_model(model_id: int, request: Request) -> dict[str, Any]:
         """Offer a model a second time, with the decoding options in `opt`."""
-        return _cloned(models, model_id, await _body(request))
+        return _cloned(models, model_id, await _body(request), service.limits)
 
     @router.get("/unload_model/{model_id:int}", dependencies=for_admins)
     async def unload_model(model_id: int) -> dict[str, Any]:
@@ -174,14 +175,14 @@ async def _translated(
     ]
 
 
-def _cloned(models: NumberedModels, number: int, body: Any) -> dict[str, Any]:
+def _cloned(models: NumberedModels, number: int, body: Any, limits: Limits) -> dict[str, Any]:
     """Clone a model as a request asks; the answer to it."""
     if not isinstance(body, dict):
         raise Refusal(400, "The body must be a JSON object with `timeout` and `opt`, but is not.")
     begun = time.monotonic()
     timeout = body.get("timeout", -1)
     try:
-        options = None if body.get("opt") is None else _options(body["opt"])
+        options = None if body.get("opt") is None else _options(body["opt"], limits)
         clone = models.clone(number, options, timeout if isinstance(timeout, int | float) else -1)
     except Refusal as refusal:
         return {"status": "error", "error": refusal.message}
@@ -205,7 +206,7 @@ async def _body(request: Request) -> Any:
     """The JSON of a request, whatever its content type says."""
     try:
         return json.loads(await request.body())
-    except ValueError:
+    except (ValueError, RecursionError):
         raise Refusal(400, "The body must be JSON, but is not.") from None
 
 
@@ -213,8 +214,8 @@ def _inputs(body: Any) -> list[dict[str, Any]]:
     if not isinstance(body, list) or not body or not all(isinstance(entry, dict) for entry in body):
         raise Refusal(400, 'The body must be a list of texts, `[{"id": 0, "src": "..."}]`, but is not.')
     for entry in body:
-        for key in ("src", "ref"):
-            if not isinstance(entry.get(key, "" if key == "ref" else None), str | None) or entry.get("src") is None:
+        for key, kind in (("src", str), ("ref", str | None)):
+            if not isinstance(entry.get(key), kind):
                 raise Refusal(400, f"'{key}' of each text must be a string, but is not.", param=key)
     return body
 
@@ -256,19 +257,23 @@ def _card(number: int, model: NumberedModel, pool: ModelPool) -> dict[str, Any]:
     }
 
 
-def _options(opt: Any) -> GenerationConfig:
+def _options(opt: Any, limits: Limits) -> GenerationConfig:
     """The decoding options of a clone.
 
     Raises:
-        Refusal: One is unknown or wrong.
+        Refusal: One is unknown, wrong, or above the limits.
     """
     try:
-        return GenerationConfig.model_validate(search_options(opt, translate_options))
+        options = GenerationConfig.model_validate(search_options(opt, translate_options))
     except ConfigError as error:
         raise Refusal(400, error.message) from error
     except ValidationError as error:
         first = error.errors()[0]
         raise Refusal(400, f"'{first['loc'][0]}' is wrong: {first['msg']}.") from error
+    for name, most in (("n_best", limits.n), ("max_length", limits.answer_tokens)):
+        if getattr(options, name) > most:
+            raise Refusal(400, f"'{name}' must be at most {most:,}, but is {getattr(options, name):,}.")
+    return options
 
 
 def _is_for_gpu(spec: ModelSpec) -> bool:

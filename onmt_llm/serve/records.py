@@ -7,6 +7,7 @@ import re
 import sys
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ class RequestRecord:
         id: Its number, which the header `X-Request-ID` carries in both directions.
         method, path: Of the request.
         begun: Time of `time.monotonic()` at which it came.
-        facts: What its answers add: `model`, `prompt_tokens`, `answer_tokens`, `finish_reasons`.
+        facts: What its answers add: `model`, `prompt_tokens`, `answer_tokens`, `answers` (how many, by their end).
     """
 
     id: str
@@ -37,6 +38,16 @@ class RequestRecord:
     path: str
     begun: float = field(default_factory=time.monotonic)
     facts: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, model: str, *, prompt_tokens: int, answer_tokens: int, ends: Counter[str]) -> None:
+        """Add the figures of answers; a request of many texts is answered in groups."""
+        before = self.facts
+        self.facts = {
+            "model": model,
+            "prompt_tokens": before.get("prompt_tokens", 0) + prompt_tokens,
+            "answer_tokens": before.get("answer_tokens", 0) + answer_tokens,
+            "answers": dict(Counter(before.get("answers")) + ends),
+        }
 
     def line(self, status: int) -> str:
         """The line of the access log."""

@@ -14,7 +14,7 @@ from fastapi import Depends
 from onmt_llm.generate.engine import Delta, Hypothesis
 from onmt_llm.generate.scheduling.ticket import Request, Ticket
 from onmt_llm.serve import records
-from onmt_llm.serve.metrics import Metrics
+from onmt_llm.serve.metrics import Metrics, end_of
 from onmt_llm.serve.models import ModelPool, ServedModel
 
 
@@ -105,8 +105,9 @@ class PendingAnswers:
             self._changed.clear()
             for number, ticket in list(open_tickets.items()):
                 done = ticket.is_done  # asked first: what arrives after `take` needs another round
-                for delta in ticket.take():
-                    yield number, delta
+                while new := ticket.take():  # the call after the last piece raises the error of an answer that failed
+                    for delta in new:
+                        yield number, delta
                 if done:
                     del open_tickets[number]
             if open_tickets:
@@ -136,13 +137,8 @@ class PendingAnswers:
         """Add the figures to the access log."""
         record = records.current.get()
         if record is not None:
-            ends = Counter(_end(ticket) for ticket in self.tickets)
-            facts = {"model": model, "prompt_tokens": self.prompt_tokens, "answer_tokens": self.answer_tokens}
-            record.facts |= {**facts, "answers": dict(ends)}
-
-
-def _end(ticket: Ticket) -> str:
-    return "failed" if ticket.error else "cancelled" if ticket.is_cancelled else "complete"
+            ends = Counter(map(end_of, self.tickets))
+            record.add(model, prompt_tokens=self.prompt_tokens, answer_tokens=self.answer_tokens, ends=ends)
 
 
 def finish_reason(delta_reason: str | None) -> str | None:

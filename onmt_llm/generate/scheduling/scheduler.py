@@ -160,7 +160,8 @@ class Scheduler:
             except Exception as error:  # a bug in a worker must not leave clients waiting
                 logger.error("The scheduler's worker failed.", exc_info=error)
                 for ticket in list(self._running):
-                    ticket.fail(error)
+                    if not ticket.is_done:
+                        ticket.fail(error)
                     self._done(ticket)
 
     def _wait(self) -> bool:

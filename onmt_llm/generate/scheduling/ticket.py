@@ -122,7 +122,7 @@ class Ticket:
         """What has arrived since the last call, without waiting.
 
         Raises:
-            OnmtLlmError: The answer failed.
+            OnmtLlmError: The answer failed, and what arrived before has been taken.
         """
         with self._changed:
             new, self._new = self._new, []
@@ -141,9 +141,9 @@ class Ticket:
                 with self._changed:
                     self._changed.wait_for(lambda: bool(self._new) or self.is_done)
                 new = self.take()
-                yield from new
-                if self.is_done and not self._new:
+                if not new:
                     return
+                yield from new
         finally:
             self.cancel()
 

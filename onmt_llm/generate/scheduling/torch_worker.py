@@ -47,7 +47,8 @@ class TorchWorker:
 
     @property
     def rows(self) -> int:
-        return 0 if self._running is None else self._running.rows
+        running = self._running  # read once: another thread asks, and `run` may end meanwhile
+        return 0 if running is None else running.rows
 
     def check(self, request: Request) -> None:
         """See `Worker.check`."""
@@ -163,9 +164,9 @@ class _Running:
     def _read_group(self, group: list[PromptReading]) -> int:
         """Read whole prompts in one pass; returns its number of tokens."""
         decoding, requests = read_group(group), [_sampled(prompt) for prompt in group]
+        self._sampled.join(requests, decoding)
         for prompt in group:
             self._reading.remove(prompt)
-        self._sampled.join(requests, decoding)
         return len(group) * max(len(prompt.ids) for prompt in group)
 
     def _read_first(self) -> int:
@@ -173,8 +174,8 @@ class _Running:
         prompt = self._reading[0]
         tokens = prompt.step()
         if prompt.decoding is not None:
-            self._reading.popleft()
             self._start(prompt, prompt.decoding)
+            self._reading.popleft()
         return tokens
 
     def _start(self, prompt: PromptReading, decoding: Decoding) -> None:

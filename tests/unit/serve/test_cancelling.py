@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -9,8 +10,12 @@ from typing import Any
 
 import pytest
 
+from onmt_llm.config.generate import GenerationConfig
+from onmt_llm.errors import DataError
+from onmt_llm.generate.engine import Delta
+from onmt_llm.generate.scheduling.ticket import Request, Ticket
 from onmt_llm.serve.models import ModelSpec
-from onmt_llm.serve.service import Limits
+from onmt_llm.serve.service import Limits, PendingAnswers
 from serving import Gate, Server, running, wait_for
 
 ENGINE_FREE_SECONDS = 1.0
@@ -95,6 +100,21 @@ def test_a_server_that_stops_takes_no_requests(gated: ModelSpec) -> None:
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "stopping")
         assert server.http.get("/ready").status_code == 503
         assert server.http.get("/health").status_code == 200
+
+
+def test_an_answer_that_fails_together_with_a_piece_is_an_error() -> None:
+    async def scenario() -> None:
+        answers = PendingAnswers()
+        ticket = Ticket(Request(["x"], GenerationConfig()), notify=answers.notify)
+        answers.tickets.append(ticket)
+        ticket.push(Delta("x", 1))
+        ticket.fail(DataError("The answer must fit into the model, but does not."))
+        pieces = answers.deltas()
+        assert (await anext(pieces))[1].text == "x"
+        with pytest.raises(DataError):
+            await anext(pieces)
+
+    asyncio.run(scenario())
 
 
 def test_an_engine_that_fails_is_an_error_of_the_server(models: Any, gated: ModelSpec, gate: Gate) -> None:

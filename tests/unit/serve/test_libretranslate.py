@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from html import escape
@@ -26,6 +27,7 @@ from starlette.testclient import TestClient
 from onmt_llm.serve.app import ServerSettings, build_app
 from onmt_llm.serve.keys import ApiKeys
 from onmt_llm.serve.models import ModelPool, ModelSpec
+from onmt_llm.serve.service import Limits
 
 CODES = ["eng_Latn", "fra_Latn", "zho_Hans", "zho_Hant"]
 MANY = {
@@ -170,9 +172,11 @@ def test_alternatives(client: TestClient, engines: dict[str, Any]) -> None:
 def test_more_texts_than_the_queue_has_room_for(folder: Path, engines: dict[str, Any]) -> None:
     texts = [f"w{number % 15} w{number % 7}" for number in range(23)]
     pool = ModelPool([spec(folder, "pair", "de", "fr")], max_queue=4)
-    settings = ServerSettings()
-    client = TestClient(build_app(pool, ServerSettings(limits=type(settings.limits)(queue=4))))
+    records: list[str] = []
+    client = TestClient(build_app(pool, ServerSettings(limits=Limits(queue=4), write_record=records.append)))
     assert ask(client, q=texts, source="de", target="fr")["translatedText"] == engines["pair"].translate(texts)
+    record = json.loads(records[-1])
+    assert (record["answers"], record["prompt_tokens"]) == ({"complete": 23}, 46)
     pool.close()
 
 
@@ -193,6 +197,7 @@ def test_forms(client: TestClient, engines: dict[str, Any], form: dict[str, Any]
         ({"q": "a", "source": "zz", "target": "fr"}, "zz is not supported"),
         ({"q": "a", "source": "en", "target": "zz"}, "zz is not supported"),
         ({"q": "a", "source": "en", "target": "fr", "format": "xml"}, "xml format is not supported"),
+        ({"q": "a", "source": "en", "target": "fr", "format": ["text"]}, "['text'] format is not supported"),
         (
             {"q": "a", "source": "en", "target": "fr", "alternatives": "x"},
             "Invalid request: alternatives parameter is not a number",
@@ -208,7 +213,7 @@ def test_what_is_wrong(client: TestClient, parameters: dict[str, Any], message: 
 
 
 def test_bodies_that_are_no_object(client: TestClient) -> None:
-    for body in (b"", b"[]", b"{"):
+    for body in (b"", b"[]", b"{", b"[" * 100_000):
         answer = client.post("/translate", content=body, headers={"content-type": "application/json"})
         assert (answer.status_code, answer.json()) == (400, {"error": "Invalid JSON format"})
     assert client.get("/translate").status_code == 405

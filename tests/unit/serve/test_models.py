@@ -15,7 +15,7 @@ import pytest
 from onmt_llm.errors import CheckpointError, ConfigError
 from onmt_llm.generate.scheduling.scheduler import Overloaded
 from onmt_llm.serve.models import ModelPool, ModelSpec, UnknownModel
-from serving import Gate, running
+from serving import Gate, running, wait_for
 
 
 def broken(spec: ModelSpec) -> ModelSpec:
@@ -56,19 +56,22 @@ def test_a_replaced_model_finishes_what_it_has_begun(
         assert server.pool.loaded[0] is not old
         assert server.complete().json()["choices"][0]["text"] != "x" * 8  # the new one answers while the old one waits
         assert not begun.done()
+        assert not server.pool.is_idle
         gate.opened.set()
         assert begun.result().json()["choices"][0]["text"] == "x" * 8
+        wait_for(lambda: server.pool.is_idle)
 
 
 def test_a_version_that_cannot_be_loaded_changes_nothing(spec: Callable[..., ModelSpec]) -> None:
     with running([spec("torch"), spec("mt")]) as server:
         server.pool.load_all()
-        before = server.pool.loaded
+        before, threads = server.pool.loaded, threading.active_count()
         with pytest.raises(CheckpointError):
             server.pool.reload([spec("torch"), broken(spec("mt"))])
         with pytest.raises(ConfigError):
             server.pool.reload([spec("torch", template="no such template"), spec("mt")])
         assert server.pool.loaded == before
+        wait_for(lambda: threading.active_count() <= threads)  # no scheduler keeps a refused model
         assert server.complete().status_code == 200
 
 
@@ -114,3 +117,32 @@ def test_few_requests_wait_for_a_model_that_is_loaded(spec: Callable[..., ModelS
 
     asyncio.run(scenario())
     pool.close()  # would wait endlessly if the cancelled request still used the model
+
+
+def test_a_server_that_stops_while_a_model_is_loaded_ends(spec: Callable[..., ModelSpec]) -> None:
+    started, go = threading.Event(), threading.Event()
+    slow = spec("torch")
+
+    def opening() -> Any:
+        started.set()
+        go.wait(20)
+        return slow.open()
+
+    pool = ModelPool([replace(slow, open=opening)])
+
+    async def use() -> None:
+        async with pool.use("torch"):
+            pass
+
+    async def scenario() -> None:
+        request = asyncio.create_task(use())
+        await asyncio.to_thread(started.wait, 20)
+        assert not pool.is_idle
+        request.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await request
+
+    asyncio.run(scenario())
+    go.set()  # the model is loaded when the event loop has ended
+    pool.close()  # would wait endlessly if the cancelled request still used the model
+    assert pool.is_idle

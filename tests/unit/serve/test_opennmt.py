@@ -107,6 +107,8 @@ def test_a_clone_has_its_own_options(client: TestClient) -> None:
         ({"opt": {"beam_size": "many"}}, "beam_size"),
         ({"opt": [1]}, "'opt' must be a mapping"),
         ({"opt": {"copy_attn": True}}, "copy_attn"),
+        ({"opt": {"beam_size": 9, "n_best": 9}}, "'n_best' must be at most 8"),
+        ({"opt": {"max_length": 10**6}}, "'max_length' must be at most 4,096"),
     ],
 )
 def test_wrong_options_of_a_clone(client: TestClient, body: Any, message: str) -> None:
@@ -119,7 +121,23 @@ def test_wrong_options_of_a_clone(client: TestClient, body: Any, message: str) -
 def test_the_content_type_does_not_matter(client: TestClient) -> None:
     answer = client.post("/translator/translate", content=b'[{"id": 100, "src": "1 2"}]')
     assert answer.json()[0][0]["tgt"] == "2 1"
-    assert client.post("/translator/translate", content=b"[").json()["status"] == "error"
+
+
+@pytest.mark.parametrize(
+    ("content", "status"),
+    [
+        (b"[", 400),
+        (b"[" * 100_000, 400),
+        (b"[{}]", 400),
+        (b'[{"src": 1}]', 400),
+        (b'[{"src": "1", "ref": 1}]', 400),
+        (b'[{"src": "1", "id": [100]}]', 404),
+        (b'[{"src": "1", "id": "\\ud800"}]', 404),
+    ],
+)
+def test_wrong_bodies(client: TestClient, content: bytes, status: int) -> None:
+    answer = client.post("/translator/translate", content=content)
+    assert (answer.status_code, answer.json()["status"]) == (status, "error")
 
 
 @pytest.mark.parametrize("admins", [[], ["admin-key"]])

@@ -13,7 +13,7 @@ from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.generate.engine import Delta
 from onmt_llm.generate.scheduling.scheduler import Overloaded, Scheduler
-from onmt_llm.generate.scheduling.ticket import Request
+from onmt_llm.generate.scheduling.ticket import Request, Ticket
 from onmt_llm.generate.scheduling.worker import Queue, SequentialWorker
 
 OPTIONS = GenerationConfig(max_length=100)
@@ -135,6 +135,16 @@ def test_an_error_belongs_to_its_request_alone(speller: Speller) -> None:
         assert good.result(5)[0].text == "good"
         with pytest.raises(ConfigError):
             scheduler.submit(Request(["x"], GenerationConfig(min_length=9, max_length=3)))
+
+
+def test_an_answer_that_fails_after_its_last_piece_ends_with_the_error() -> None:
+    ticket = Ticket(Request(["x"], OPTIONS))
+    ticket.push(Delta("x", 1))
+    deltas = ticket.deltas()
+    assert next(deltas).text == "x"
+    ticket.fail(DataError("The answer must fit into the model, but does not."))
+    with pytest.raises(DataError):
+        next(deltas)
 
 
 @pytest.mark.parametrize("drain", [True, False])
