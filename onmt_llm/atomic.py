@@ -150,12 +150,16 @@ class AtomicDirectory:
 
     @contextlib.contextmanager
     def translated_errors(self) -> Iterator[None]:
-        """Turn an error of the file system into a sentence for the user, and remove the hidden directory."""
+        """Turn an error of the file system into a sentence for the user, and remove the hidden directory. A sentence of
+        a function that wrote a file in there, and names that, becomes one that names the output."""
         try:
             yield
-        except OSError as error:
+        except (OSError, CheckpointError) as error:
+            cause = error.__cause__ if isinstance(error, CheckpointError) else error
+            if not isinstance(cause, OSError) or (cause is not error and str(self.directory) not in str(error)):
+                raise
             shutil.rmtree(self.directory, ignore_errors=True)
-            raise write_failed(self.path, error, unfinished=self.directory) from error
+            raise write_failed(self.path, cause, unfinished=self.directory) from cause
 
     def _publish(self) -> None:
         """Flush everything, move the old directory aside, rename the new one, and only then remove the old one."""

@@ -64,10 +64,11 @@ def release_gguf(
             hint="add --verify off, or use --format ctranslate2",
         )
     with AtomicDirectory(output, overwrite=force) as release:
-        file = export_gguf(checkpoint, release.directory / f"{output.resolve().name}.gguf", type=type)
-        write_modelfile(checkpoint, file, release.directory / MODELFILE)
-        release.add_text(CONFIG_FILE, config_text(checkpoint.config))
-        copy_provenance(checkpoint.path, release.directory)
+        with release.translated_errors():
+            file = export_gguf(checkpoint, release.directory / f"{output.resolve().name}.gguf", type=type)
+            write_modelfile(checkpoint, file, release.directory / MODELFILE)
+            release.add_text(CONFIG_FILE, config_text(checkpoint.config))
+            copy_provenance(checkpoint.path, release.directory)
         report: ReleaseReport = {
             "format": "gguf",
             "source": str(checkpoint.path),

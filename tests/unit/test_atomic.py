@@ -93,6 +93,21 @@ def test_the_file_to_blame_is_named_and_room_is_spoken_of_where_it_is_lacking(tm
     assert "bytes are free" in full.message and full.hint == "make room" and str(missing) not in full.message
 
 
+def test_a_file_that_another_function_writes_into_the_directory_is_not_blamed(tmp_path: Path) -> None:
+    def fail(file: Path) -> None:
+        with atomic_file(file):
+            raise OSError(errno.EFBIG, "File too large")
+
+    model, elsewhere = tmp_path / "model", tmp_path / "elsewhere"
+    with pytest.raises(CheckpointError) as caught, AtomicDirectory(model) as output, output.translated_errors():
+        fail(output.directory / "model.gguf")
+    assert caught.value.message == f"Writing {model} failed: File too large."
+    with pytest.raises(CheckpointError) as caught, AtomicDirectory(model) as output, output.translated_errors():
+        fail(elsewhere)
+    assert caught.value.message == f"Writing {elsewhere} failed: File too large."
+    assert not list(tmp_path.iterdir())
+
+
 def test_two_writers_of_one_file_do_not_share_an_unfinished_one(tmp_path: Path) -> None:
     path = tmp_path / "index"
     with replacing(path) as first, replacing(path) as second:
