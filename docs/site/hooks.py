@@ -37,7 +37,12 @@ def _expanded(nav: Any) -> Any:
 
 
 def _pages(pattern: str) -> list[str]:
-    pages = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.glob(pattern))
+    """The pages that match a pattern, in the order of docs/README.md; those that it does not name come last."""
+    index = (DOCS / "README.md").read_text(encoding="utf-8")
+    places = {
+        page: index.rfind(f"]({page}") for page in (path.relative_to(DOCS).as_posix() for path in DOCS.glob(pattern))
+    }
+    pages = sorted(places, key=lambda page: (places[page] < 0, places[page], page))
     return [page for page in pages if not page.endswith("README.md")]
 
 
