@@ -11,7 +11,7 @@ import asyncio
 import itertools
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from onmt_llm.chat.model import Submitted
 
@@ -42,7 +42,7 @@ class RunningAnswer:
 
     def notify(self) -> None:
         """Something has changed; from any thread."""
-        if not self._loop.is_closed():
+        with suppress(RuntimeError):  # the loop is closed: the page has ended without waiting for the answer
             self._loop.call_soon_threadsafe(self._changed.set)
 
     def add(self, submitted: Submitted) -> PartialAnswer:

@@ -30,7 +30,8 @@ def average(
         overwrite: Replace a checkpoint at `output`.
 
     Raises:
-        CheckpointError: Their architectures differ, or one is an adapter (the mean of A and B is meaningless).
+        CheckpointError: Their architectures or vocabularies differ, or one is an adapter (the mean of A and B is
+            meaningless).
     """
     opened = [Checkpoint.open(path) for path in checkpoints]
     if not opened:
@@ -43,6 +44,11 @@ def average(
             )
         if _architecture(other) != _architecture(first):
             raise CheckpointError(f"{other.path} must have the same architecture as {first.path}, but has another.")
+        if _vocabularies(other) != _vocabularies(first):
+            raise CheckpointError(
+                f"{other.path} must have the same vocabulary as {first.path}, but has another: a row of its embedding "
+                "belongs to another token."
+            )
     model = first.config.model.model_copy(update={"dtype": dtype or first.config.model.dtype})
     source = f"mean of {', '.join(other.path.name for other in opened)}"
     config = first.config.model_copy(update={"model": model, "source": source})
@@ -55,6 +61,12 @@ def average(
             writer.add(name, (total / len(opened)).to(stored))
         copy_files(writer, first)
     return Path(output)
+
+
+def _vocabularies(checkpoint: Checkpoint) -> list[list[str]]:
+    """The tokens of the target side, of the source side and of its features, in the order of their ids."""
+    codec = checkpoint.codec()
+    return [list(vocab) for vocab in (codec.vocab, codec.src_vocab, *codec.feature_vocabs)]
 
 
 def _architecture(checkpoint: Checkpoint) -> object:

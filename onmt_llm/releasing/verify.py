@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -22,6 +21,7 @@ from onmt_llm.generate.ct2.model import stored_compute_type
 from onmt_llm.generate.ct2.translator import Ct2Translator
 from onmt_llm.generate.torch.engine import TorchEngine
 from onmt_llm.log import logger
+from onmt_llm.nn.device import available_memory
 from onmt_llm.releasing.blockwise import Blockwise
 from onmt_llm.releasing.int8 import PAIR_LIMIT
 from onmt_llm.releasing.int8_products import int8_instructions, largest_neighbour_sum
@@ -332,8 +332,8 @@ def _reference_dtype(checkpoint: Checkpoint, quantization: str) -> str:
     if quantization == "float32" or stored == "fp32":
         return "fp32"
     bytes_in_fp32 = 4 * sum(math.prod(checkpoint.shape(name)) for name in checkpoint.model_names())
-    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return "fp32" if bytes_in_fp32 < 0.5 * available else "bf16"
+    available = available_memory()
+    return "fp32" if available is None or bytes_in_fp32 < 0.5 * available else "bf16"
 
 
 def _log_softmax(logits_TV: np.ndarray) -> np.ndarray:

@@ -29,6 +29,11 @@ _BACKLOG = 2048
 _POLL_SECONDS = 0.2
 _CLOSING_SECONDS = 2
 """Time for responses that are still being sent when the port is closed."""
+_HANGUP: int | None = getattr(signal, "SIGHUP", None)
+
+
+class _Interrupted(BaseException):
+    """The server is to stop before it has loaded its models."""
 
 
 def open_port(host: str, port: int) -> socket.socket:
@@ -104,7 +109,8 @@ def launch(
 ) -> None:
     """Serve until SIGTERM or SIGINT: then refuse new requests, finish the accepted ones, and return.
 
-    SIGHUP reloads the models. A second SIGTERM or SIGINT cancels the accepted requests.
+    If models are still being loaded, that ends at once. SIGHUP reloads the models. A second SIGTERM or SIGINT cancels
+    the accepted requests.
 
     Args:
         app: From `build_app`.
@@ -121,18 +127,27 @@ def launch(
     signals: queue.SimpleQueue[int] = queue.SimpleQueue()
 
     def put(number: int, frame: FrameType | None) -> None:
-        signals.put(number)
+        if number == _HANGUP:
+            if not state.is_stopping:
+                signals.put(number)
+        elif state.is_ready or state.is_stopping:
+            signals.put(number)
+        else:
+            raise _Interrupted
 
-    handled = [signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
-    before = {number: signal.signal(number, put) for number in handled}
     server = HttpServer(app, listener)
     server.start()
+    before: dict[int, Any] = {}
     try:
+        for number in filter(None, (signal.SIGTERM, signal.SIGINT, _HANGUP)):
+            before[number] = signal.signal(number, put)
         models.load_all()
         state.is_ready = True
         logger.info("Serving at http://%s:%d (Ctrl+C stops it).", server.host, server.port)
         while server.is_alive and not _asked_to_stop(signals, reload):
             continue
+    except _Interrupted:
+        logger.info("The models are not loaded, since the server is stopped.")
     finally:
         state.is_stopping = True
         logger.info("Stopping: no new requests are taken, and those that were accepted are finished.")
@@ -149,7 +164,7 @@ def _asked_to_stop(signals: queue.SimpleQueue[int], reload: Callable[[], Any]) -
         number = signals.get(timeout=_POLL_SECONDS)
     except queue.Empty:
         return False
-    if number == getattr(signal, "SIGHUP", None):
+    if number == _HANGUP:
         try:
             logger.info("Reloaded: %s.", ", ".join(reload()) or "no model was in memory")
         except OnmtLlmError as error:

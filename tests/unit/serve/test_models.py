@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -14,6 +16,8 @@ import pytest
 
 from onmt_llm.errors import CheckpointError, ConfigError
 from onmt_llm.generate.scheduling.scheduler import Overloaded
+from onmt_llm.serve.app import ServerSettings, ServerState, build_app
+from onmt_llm.serve.launch import launch, open_port
 from onmt_llm.serve.models import ModelPool, ModelSpec, UnknownModel
 from serving import Gate, running, wait_for
 
@@ -81,6 +85,18 @@ def test_a_model_that_cannot_be_loaded_is_unavailable(spec: Callable[..., ModelS
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "model_unusable")
         assert "weights" not in refused.text
         assert server.complete().status_code == 503
+
+
+def test_a_server_that_still_loads_its_models_stops_at_once(spec: Callable[..., ModelSpec]) -> None:
+    def opening() -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return spec("torch").open()
+
+    pool, state = ModelPool([replace(spec("torch"), open=opening)]), ServerState()
+    app, before = build_app(pool, ServerSettings(), state=state), signal.getsignal(signal.SIGTERM)
+    launch(app, open_port("127.0.0.1", 0), models=pool, state=state, drain_seconds=5, reload=pool.reload)
+    assert (state.is_ready, state.is_stopping, pool.loaded) == (False, True, [])
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_models_that_do_not_exist_are_named_by_the_error(server: Any) -> None:
