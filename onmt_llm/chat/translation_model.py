@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -116,6 +117,7 @@ class TranslationModel:
         changes = {"n_best": alternatives, "beam_size": beam, "report_align": self._aligns}
         options = self._options.model_copy(update=changes)
         found: list[Sequence[Hypothesis]] = []
+        aligned: list[AlignedLine] = []
         tickets: deque[Ticket] = deque()
         submitted = 0
         try:
@@ -125,12 +127,15 @@ class TranslationModel:
                         self._scheduler.submit(Request(prompts[submitted], options, src_lang=src, tgt_lang=tgt))
                     )
                     submitted += 1
-                try:
+                with suppress(TimeoutError):
                     found.append(tickets[0].result(timeout=0.25))
                     tickets.popleft()
-                except TimeoutError:
-                    pass
-                yield self._translation(codec, prompts, found, waiting=tickets[0].place if tickets else 0)
+                    if found[-1][0].alignment is not None:
+                        aligned.append(align_words(codec, prompts[len(found) - 1], found[-1][0]))
+                ranks = range(min(map(len, found), default=0))
+                texts = ["\n".join(line[rank].text for line in found) for rank in ranks]
+                waiting = tickets[0].place if tickets else 0
+                yield TranslatedText(texts, [*aligned], len(prompts), len(found), waiting)
         finally:
             for ticket in tickets:
                 ticket.cancel()
@@ -145,17 +150,6 @@ class TranslationModel:
             logger.info("The page shows no alignment: %s", error.message)
             return False
         return True
-
-    def _translation(
-        self, codec: Codec, prompts: Sequence[Sequence[str]], found: Sequence[Sequence[Hypothesis]], *, waiting: int
-    ) -> TranslatedText:
-        texts = ["\n".join(line[rank].text for line in found) for rank in range(min(map(len, found), default=0))]
-        aligned = [
-            align_words(codec, prompt, line[0])
-            for prompt, line in zip(prompts, found, strict=False)
-            if line[0].alignment is not None
-        ]
-        return TranslatedText(texts, aligned, len(prompts), len(found), waiting)
 
 
 def align_words(codec: Codec, prompt: Sequence[str], hypothesis: Hypothesis) -> AlignedLine:
