@@ -178,7 +178,7 @@ class TextEngine:
         prompts: str | Sequence[str] | Sequence[Sequence[str]],
         options: GenerationConfig | None = None,
         *,
-        prefixes: Sequence[str] | Sequence[Sequence[str]] | None = None,
+        prefixes: str | Sequence[str] | Sequence[Sequence[str]] | None = None,
         **changes: Any,
     ) -> list[list[Hypothesis]]:
         """Answer prompts, with scores and up to `n_best` answers each; as `translate` in everything else.
@@ -190,7 +190,7 @@ class TextEngine:
         Args:
             prompts: Texts, one text, or prompts as lists of tokens (`engine.codec.encode`).
             options: Replaces all decoding options.
-            prefixes: Texts, or lists of tokens, with which the answers start.
+            prefixes: Texts, or lists of tokens, with which the answers start: one for each prompt.
             **changes: Options by name.
 
         Returns:
@@ -205,6 +205,8 @@ class TextEngine:
         if listed is None or len(texts) not in (0, len(listed)):
             raise ConfigError(f"generate must be given texts, or lists of tokens, but got {prompts!r:.60}.")
         encode = self.codec.tokenizer.encode
+        if isinstance(prefixes, str):
+            prefixes = [prefixes]
         forced = prefixes and [encode(from_line(each)) if isinstance(each, str) else each for each in prefixes]
         config: TranslateConfig = loaded.job
         engine = self._between(loaded)

@@ -155,7 +155,12 @@ class Engine(Protocol):
     def score(
         self, sequences: Sequence[Sequence[str]], *, sources: Sequence[Sequence[str]] | None = None
     ) -> list[list[float]]:
-        """Log probability (natural) of each token from the second on, given those before it (and its source)."""
+        """Log probability (natural) of each token from the second on, given those before it (and its source).
+
+        Raises:
+            DataError: An encoder-decoder lacks a source.
+            UnsupportedError: A decoder-only model has sources.
+        """
         ...
 
     def score_continuations(
@@ -277,6 +282,23 @@ def check_continuations(
         for place, text in enumerate(texts, 1):
             if not text:
                 raise DataError(f"A {name} to be scored must have at least one token, but number {place} is empty.")
+
+
+def check_sources(codec: Codec, sequences: Sequence[Sequence[str]], sources: Sequence[Sequence[str]] | None) -> None:
+    """Refuse sources that the model does not read, or that are missing; the same for every engine.
+
+    Raises:
+        DataError: An encoder-decoder has not a source for each sequence.
+        UnsupportedError: A decoder-only model has sources.
+    """
+    if codec.config.model.is_decoder_only:
+        if sources is not None:
+            raise UnsupportedError(
+                "A decoder-only model must be given no sources, but is.",
+                hint="the source is the beginning of a sequence",
+            )
+    elif sources is None or len(sources) != len(sequences) or not all(sources):
+        raise DataError("An encoder-decoder model scores a target given its source, but the source is missing.")
 
 
 def end_ids(codec: Codec, options: GenerationConfig | None = None) -> list[int]:

@@ -12,7 +12,7 @@ from onmt_llm.errors import DataError, UnsupportedError
 from onmt_llm.generate.ct2.decoding import GENERATOR_FEATURES, Callback
 from onmt_llm.generate.ct2.engine import Ct2Engine
 from onmt_llm.generate.ct2.model import SCORE_TOKENS, ct2_errors
-from onmt_llm.generate.engine import ContinuationScore, Hypothesis, check_continuations
+from onmt_llm.generate.engine import ContinuationScore, Hypothesis, check_continuations, check_sources
 from onmt_llm.generate.lengths import BatchType, make_batches
 from onmt_llm.log import log_once
 
@@ -69,7 +69,7 @@ class Ct2Generator(Ct2Engine):
         self, sequences: Sequence[Sequence[str]], *, sources: Sequence[Sequence[str]] | None = None
     ) -> list[list[float]]:
         """See `Engine.score`."""
-        _refuse_source(sources)
+        check_sources(self._codec, sequences, sources)
         known = [self._known(sequence) for sequence in sequences]
         self._decoding.check_lengths(known)
         if self._codec.config.model.sliding_window is None:
@@ -126,7 +126,7 @@ class Ct2Generator(Ct2Engine):
 
     def logits(self, sequence: Sequence[str], *, source: Sequence[str] | None = None) -> np.ndarray:
         """See `Engine.logits`."""
-        _refuse_source(source)
+        check_sources(self._codec, [sequence], None if source is None else [source])
         if not sequence:
             raise DataError("A sequence to be scored must have at least one token, but is empty.")
         known, window = self._known(sequence), self._codec.config.model.sliding_window
@@ -231,8 +231,3 @@ def _has_penalties(options: GenerationConfig) -> bool:
 
 def _needs_equal_lengths(options: GenerationConfig) -> bool:
     return _has_penalties(options) or options.beam_size > 1
-
-
-def _refuse_source(source: object) -> None:
-    if source:
-        raise UnsupportedError("A CTranslate2 release holds a decoder-only model, which has no source side.")

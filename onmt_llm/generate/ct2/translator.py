@@ -13,7 +13,7 @@ from onmt_llm.errors import DataError, UnsupportedError
 from onmt_llm.generate.ct2.decoding import TRANSLATOR_FEATURES, Callback
 from onmt_llm.generate.ct2.engine import Ct2Engine
 from onmt_llm.generate.ct2.model import SCORE_TOKENS, ct2_errors
-from onmt_llm.generate.engine import ContinuationScore, Hypothesis, check_continuations
+from onmt_llm.generate.engine import ContinuationScore, Hypothesis, check_continuations, check_sources
 from onmt_llm.generate.lengths import BatchType, make_batches, max_answer_length
 from onmt_llm.text.features import SEPARATOR, split_features
 
@@ -45,9 +45,9 @@ class Ct2Translator(Ct2Engine):
         self, sequences: Sequence[Sequence[str]], *, sources: Sequence[Sequence[str]] | None = None
     ) -> list[list[float]]:
         """See `Engine.score`."""
+        check_sources(self._codec, sequences, sources)
+        assert sources is not None
         known = [self._codec.vocab.tokens(self._codec.vocab.ids(sequence)) for sequence in sequences]
-        if sources is None or len(sources) < len(known) or not all(sources):
-            raise DataError("An encoder-decoder model scores a target given its source, but the source is missing.")
         places = [place for place, tokens in enumerate(known) if len(tokens) > 1]
         for place in places:
             self._check_start(known[place])

@@ -23,6 +23,7 @@ from onmt_llm.generate.engine import (
     check_continuations,
     check_options,
     check_positions,
+    check_sources,
     check_supported,
     empty_answers,
 )
@@ -149,6 +150,8 @@ class TorchEngine:
     ) -> list[list[Hypothesis]]:
         """See `Engine.generate`."""
         self.check(prompts, options, places=places)
+        if prefixes is not None and len(prefixes) != len(prompts):
+            raise ConfigError(f"'prefixes' must be as many as the prompts, {len(prompts)}, but are {len(prefixes)}.")
         ids = [self.ensemble.prompt_ids(prompt) for prompt in prompts]
         forced = [self._codec.vocab.ids(prefix) for prefix in prefixes] if prefixes is not None else []
         seed = seed_of(options)
@@ -190,6 +193,7 @@ class TorchEngine:
         self, sequences: Sequence[Sequence[str]], *, sources: Sequence[Sequence[str]] | None = None
     ) -> list[list[float]]:
         """See `Engine.score`."""
+        check_sources(self._codec, sequences, sources)
         ids = [self._codec.vocab.ids(sequence) for sequence in sequences]
         for texts in (ids, sources or ()):
             self._check_lengths(texts)
@@ -222,7 +226,9 @@ class TorchEngine:
         """See `Engine.logits`; those of an ensemble are log probabilities."""
         if not sequence:
             raise DataError("A sequence to be scored must have at least one token, but is empty.")
-        hidden = self.ensemble.hidden([self._codec.vocab.ids(sequence)], [source] if source is not None else None)
+        sources = None if source is None else [source]
+        check_sources(self._codec, [sequence], sources)
+        hidden = self.ensemble.hidden([self._codec.vocab.ids(sequence)], sources)
         return self.ensemble.logits([hidden_BTD[0] for hidden_BTD in hidden]).cpu().numpy()
 
     def check(

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from onmt_llm.errors import DataError
 from onmt_llm.generate.search.state import Decoding, PromptIds, combine, encode_sources, pad_right
 from onmt_llm.nn.kv_cache import KVCache
 from onmt_llm.nn.layers.stack import beyond_table
@@ -134,18 +133,12 @@ class Ensemble:
 
     @torch.inference_mode()
     def hidden(self, targets: Sequence[Sequence[int]], sources: Sequence[Sequence[str]] | None) -> list[Tensor]:
-        """Hidden states (B, T, D) of each model.
-
-        Raises:
-            DataError: An encoder-decoder model lacks a source.
-        """
-        if not self.config.is_decoder_only and (sources is None or not all(sources)):
-            raise DataError("An encoder-decoder model scores a target given its source, but the source is missing.")
+        """Hidden states (B, T, D) of each model; `sources` are those of an encoder-decoder."""
         result = []
         for model in self._models:
             device = next(model.parameters()).device
             tgt_BT, _ = pad_right(targets, device)
-            if model.config.is_decoder_only or sources is None:
+            if sources is None:
                 result.append(model.decode(tgt_BT))
             else:
                 memory_BSD, mask_BS = encode_sources(model, [self.prompt_ids(source) for source in sources], device)

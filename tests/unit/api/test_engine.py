@@ -62,7 +62,7 @@ def test_generate_takes_texts_and_tokens(engine: onmt_llm.TextEngine) -> None:
     assert len(tokens[0]) == 2
     assert list(engine.stream("Hello", max_length=3))[-1].finish_reason == "length"
     prefix = engine.generate("Hello", prefixes=["ab"], max_length=3)[0][0]
-    assert prefix.text.startswith("ab")
+    assert prefix.text.startswith("ab") and engine.generate("Hello", prefixes="ab", max_length=3)[0][0] == prefix
 
 
 def test_a_chat_remembers(engine: onmt_llm.TextEngine) -> None:
@@ -107,6 +107,14 @@ WRONG: dict[str, tuple[Callable[[onmt_llm.TextEngine], Any], str]] = {
     "translate, number": (lambda engine: engine.translate([5]), "translate must be given a list of texts"),
     "translate, no list": (lambda engine: engine.translate(5), "translate must be given a list of texts, but got 5"),
     "generate, number": (lambda engine: engine.generate(5), "generate must be given texts, or lists of tokens"),
+    "generate, prefixes": (
+        lambda engine: engine.generate(["x", "y"], prefixes=["z"]),
+        "'prefixes' must be as many as the prompts, 2, but are 1",
+    ),
+    "generate, more prefixes": (
+        lambda engine: engine.generate([["x"]], prefixes=["y", "z"]),
+        "'prefixes' must be as many as the prompts, 1, but are 2",
+    ),
     "score": (lambda engine: engine.score(["Hello"]), "must be a list of tokens, but is the text 'Hello'"),
     "logits": (lambda engine: engine.logits("Hello"), "must be a list of tokens, but is the text 'Hello'"),
     "generate": (lambda engine: engine.generate("x", n_best=2), "n_best must be <= beam_size"),

@@ -258,6 +258,11 @@ def test_both_engines_score_alike(model: Path) -> None:
     for left, right, sequence in zip(ours.score(sequences), theirs.score(sequences), sequences, strict=True):
         assert len(left) == max(len(sequence) - 1, 0)
         assert left == pytest.approx(right, abs=1e-4)
+    for engine in (ours, theirs):
+        with pytest.raises(UnsupportedError, match="must be given no sources"):
+            engine.score(sequences, sources=sequences)
+        with pytest.raises(UnsupportedError, match="must be given no sources"):
+            engine.logits(sequences[0], source=sequences[0])
     full = torch.from_numpy(ours.logits(sequences[0])).log_softmax(-1)
     ids = ours.codec.vocab.ids(sequences[0])
     assert ours.score(sequences)[0] == pytest.approx(
@@ -326,6 +331,9 @@ def test_an_encoder_decoder_answers_too(tmp_path: Path) -> None:
         together = texts(engine, sources, options)
         assert [texts(engine, [source], options)[0] for source in sources] == together
     assert len(engine.score([["<s>", *"abc"]], sources=[sources[0]])[0]) == 3
+    for missing in (None, [sources[0]], sources[:2]):
+        with pytest.raises(DataError, match="source is missing"):
+            engine.score([["<s>", "a"]] * 2, sources=missing)
     assert (
         streamed(engine, sources[0], GenerationConfig(max_length=8))[0]
         == texts(engine, sources[:1], GenerationConfig(max_length=8))[0][0]
