@@ -94,8 +94,8 @@ class LanguageTokens(Section):
 
 
 class SamplingDefaults(Section):
-    """How the authors of a model sample its answers, by the names of transformers: exports write it for other programs.
-    Here the options of each command decide."""
+    """How the authors of a model sample its answers, by the names of transformers: exports write it for other programs,
+    and the server goes by it where its options say nothing. In other commands the options decide."""
 
     do_sample: bool = False
     """Sample; otherwise always the most likely token."""

@@ -33,7 +33,7 @@ _BLOCK = 1 << 17  # no smaller than the buffers below, so that `read1` leaves no
 
 
 def chunk_lines(task: Literal["lm", "seq2seq"], batch_size: int, batch_type: BatchType) -> int:
-    """Lines of a chunk. It must not depend on anything that varies: neither do the batches, to the last bit.
+    """Lines of a chunk: always as many on one machine, so that a resumed run has the same batches, to the last bit.
 
     Args:
         task: Of the model.

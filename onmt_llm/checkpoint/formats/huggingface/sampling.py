@@ -1,6 +1,6 @@
 """How a model's answers are sampled by default: the settings of generation_config.json.
 
-Here the options of each command decide, so they are only kept, for exports.
+Exports keep them, and the server goes by them where its options say nothing. In other commands the options decide.
 """
 
 from __future__ import annotations

@@ -121,10 +121,10 @@ def export_opennmt(
         tensors = dict(stream)
         head = {name: tensors.pop(f"generator.{name}") for name in ("weight", "bias")}
         content = {"model": tensors, "generator": head, **content}
-    for sidecar in set(sidecars) - set(parts):
-        sidecar.unlink()
     with atomic_file(file) as temporary:
         save_torch(content, temporary)
+    for sidecar in set(sidecars) - set(parts):  # of the model that is replaced, once it is
+        sidecar.unlink()
     for source, target in tokenizers.values():
         with atomic_file(target) as temporary:
             temporary.write_bytes(source.read_bytes())
