@@ -195,7 +195,8 @@ class DataConfig(Section):
     plugins: list[str] = Field(default_factory=list)
     """Python modules, or paths of .py files, to import first; they may register their own transforms."""
     epochs: CountOrZero = 0
-    """Number of passes over every corpus; training ends after them, or at `train_steps`. 0 = repeat without limit."""
+    """Number of passes over every corpus; training ends after them, or at `train_steps`. 0 = repeat without limit. With
+    `decay_method: cosine` or `linear` set `train_steps` too."""
     mixing_temperature: Positive | None = None
     """Mix corpora in proportion to weight x examples^(1/T): 1 = by size, higher values favour small corpora; null = by
     weight alone. The examples are counted at the start."""

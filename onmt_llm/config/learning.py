@@ -34,6 +34,8 @@ REFERENCE_FREE = frozenset({"sft", "orpo"})
 """Those without a reference model."""
 UNPAIRED = frozenset({"kto"})
 """Those that judge single answers instead of pairs, against an estimate of the divergence from the reference."""
+TO_THE_END = frozenset({"cosine", "linear"})
+"""Values of `decay_method` with which the learning rate falls until `train_steps`."""
 
 
 class OptimConfig(Section):
@@ -61,7 +63,7 @@ class OptimConfig(Section):
     learning_rate: Annotated[float, Field(gt=0, le=1000)] = 1e-4
     """Learning rate; for `noam`, `noamwd` and `rsqrt`, the factor of the formula."""
     decay_method: Literal["none", "noam", "noamwd", "rsqrt", "cosine", "linear"] = "none"
-    """Learning-rate schedule."""
+    """Learning-rate schedule. `cosine` and `linear` end at `train_steps`."""
     warmup_steps: CountOrZero = 0
     """Warm-up: steps over which the learning rate rises."""
     start_decay_steps: CountOrZero | None = None

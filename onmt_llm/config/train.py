@@ -15,6 +15,7 @@ from pydantic import Field, field_validator, model_validator
 from onmt_llm.config.data import BatchConfig, DataConfig, EmbeddingsConfig, VocabularyConfig
 from onmt_llm.config.integrity import IntegrityConfig
 from onmt_llm.config.learning import (
+    TO_THE_END,
     ExpansionConfig,
     LoraConfig,
     LossConfig,
@@ -340,6 +341,9 @@ class TrainConfig(Section):
         for option, derived in (("global_batch_size", "accum_count"), ("max_tokens", "train_steps")):
             if getattr(run, option) and derived in written:
                 yield f"{derived} must be left out with {option}, from which it follows"
+        decay = self.optimizer.decay_method
+        if self.corpora.epochs and decay in TO_THE_END and not run.max_tokens and "train_steps" not in written:
+            yield f"train_steps must be set with epochs and decay_method: {decay}, whose learning rate falls until then"
         if run.max_tokens and self.batching.packing == "off":
             yield "max_tokens needs packing, where the tokens of an update are known, but packing is off"
         yield from _same_length(

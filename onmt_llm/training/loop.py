@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from onmt_llm.config.learning import RegularizationConfig
+from onmt_llm.config.learning import TO_THE_END, RegularizationConfig
 from onmt_llm.data.batching.batch import Batch
 from onmt_llm.errors import DataError
 from onmt_llm.log import logger
@@ -166,11 +166,10 @@ def _update(
         grad_norm = scale_and_clip(trainable(components.model), factor=factor, max_norm=components.optim.max_grad_norm)
     else:
         grad_norm = backward_and_step(deferred, components.optimizer, factor=factor)
-    finite = math.isfinite(grad_norm)
-    if not finite and not components.precision.scaled and components.spike_detector.rolls_back:
+    if not math.isfinite(grad_norm) and not components.precision.scaled and components.spike_detector.rolls_back:
         components.spike_detector.roll_back(progress, f"the gradient is {grad_norm}", step)
         return None
-    if components.precision.accept(progress, step=step, finite=finite) and deferred is None:
+    if components.precision.accept(progress, grad_norm, step=step) and deferred is None:
         components.optimizer.step()
     components.optimizer.zero_grad(set_to_none=True)
     return grad_norm
@@ -185,6 +184,8 @@ def _validate(components: TrainingComponents, validate: Validate, reporter: Repo
     progress.scores = {name: float(score) for name, score in result.metrics.items() if math.isfinite(score)}
     early = components.early_stopping(progress, result.metrics)
     reporter.validation(progress.step, result, patience=components.early_stopping.left(progress))
+    if early:
+        reporter.finish(progress.step)
     return early
 
 
@@ -212,9 +213,17 @@ def _finish_epochs(
     step = progress.step
     if step == 0:
         raise DataError("The training corpora must give at least one example, but gave none.")
-    logger.info("All epochs are done after step %d of train_steps %d.", step, components.run.train_steps)
+    train_steps, schedule = components.run.train_steps, components.schedule
+    logger.info("All epochs are done after step %d of train_steps %d.", step, train_steps)
     if step == first_step:
         return
+    reporter.finish(step)
+    if schedule.method in TO_THE_END and schedule.rate(step) > schedule.rate(train_steps):
+        logger.warning(
+            "decay_method %s ends at train_steps, so the learning rate has only decayed to %.3g; "
+            "with train_steps %d it would decay to %.3g in these epochs.",
+            *(schedule.method, schedule.rate(step), step, schedule.rate(train_steps)),
+        )
     if validate is not None and progress.validated != step:
         _validate(components, validate, reporter, progress)
     if not _is_due(components.run.save_checkpoint_steps, step):

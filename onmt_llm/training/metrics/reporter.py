@@ -81,6 +81,7 @@ class Reporter:
         self._window = Totals.from_values(resumed.get("window", ()), by_corpus)
         self._elapsed_before = float(resumed.get("elapsed", 0.0))
         self._waited = 0.0
+        self._last: tuple[float, float] | None = None
         self._bar: Any = None
         self._cleanup = ExitStack()
 
@@ -117,8 +118,14 @@ class Reporter:
         self._waited += waited
         if self._bar is not None:
             self._bar.update(1)
+        self._last = rate, grad_norm
         if step % self._report_every == 0 or step == self._train_steps:
             self._report(step, rate, grad_norm)
+
+    def finish(self, step: int) -> None:
+        """Report the updates since the last report: the run ends after update `step`, before `train_steps`."""
+        if self._window.batches and self._last is not None:
+            self._report(step, *self._last)
 
     def validation(self, step: int, result: ValidationResult, *, patience: int | None = None) -> None:
         """Report a validation, and how many more without improvement are tolerated (None = any number)."""

@@ -13,6 +13,7 @@ One rule: trained parameters are float32, frozen ones `model_dtype`.
 
 from __future__ import annotations
 
+import math
 import platform
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -65,25 +66,25 @@ class Precision:
             progress.loss_scale = FIRST_LOSS_SCALE
         progress.scaled = self.scaled
 
-    def accept(self, progress: Progress, *, step: int, finite: bool) -> bool:
+    def accept(self, progress: Progress, grad_norm: float, *, step: int) -> bool:
         """Whether to apply the update; adapts the loss scale.
 
         Args:
             progress: Holds the loss scale.
+            grad_norm: Norm of all gradients.
             step: For messages.
-            finite: Whether all gradients are finite.
 
         Raises:
             OnmtLlmError: A gradient is not finite without loss scaling, or with the smallest scale.
         """
-        if finite:
+        if math.isfinite(grad_norm):
             progress.good_steps += 1
             if self.scaled and not self.fixed_scale and progress.good_steps >= GROWTH_INTERVAL:
                 progress.loss_scale, progress.good_steps = progress.loss_scale * 2, 0
             return True
         progress.good_steps = 0
         if not self.scaled or progress.loss_scale <= SMALLEST_LOSS_SCALE:
-            raise non_finite_error("gradient", float("nan"), step)
+            raise non_finite_error("gradient", grad_norm, step)
         if not self.fixed_scale:
             progress.loss_scale /= 2
         logger.info(

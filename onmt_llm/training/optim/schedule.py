@@ -10,7 +10,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from onmt_llm.config.learning import OptimConfig
+from onmt_llm.config.learning import TO_THE_END, OptimConfig
+from onmt_llm.errors import ConfigError
 from onmt_llm.log import log_once
 from onmt_llm.registry import Registry
 
@@ -53,7 +54,14 @@ SCHEDULES: Registry[Callable[[Schedule, int], float]] = Registry("decay_method")
 
 
 def build_schedule(optimizer: OptimConfig, *, train_steps: int, hidden_size: int) -> Schedule:
-    """The schedule of the options."""
+    """The schedule of the options.
+
+    Raises:
+        ConfigError: The learning rate would rise to `min_learning_rate`.
+    """
+    least, peak = optimizer.min_learning_rate, optimizer.learning_rate
+    if optimizer.decay_method in TO_THE_END and least > peak:
+        raise ConfigError(f"min_learning_rate must be at most learning_rate, {peak:g}, but is {least:g}.")
     start = optimizer.start_decay_steps
     if optimizer.decay_method == "noamwd" and start is None:
         start = NOAMWD_START

@@ -40,6 +40,10 @@ CONFLICTS: dict[str, tuple[Sections, str]] = {
         {"run": {"accum_count": [1, 2, 4], "accum_steps": [0, 20, 10]}},
         r"accum_steps must increase, but is \[0, 20, 10\]",
     ),
+    "a schedule without an end": (
+        {"corpora": {"epochs": 2}, "optimizer": {"decay_method": "cosine"}},
+        "train_steps must be set with epochs and decay_method: cosine",
+    ),
     "a start that nothing asks for": (
         {"start": {"init_from": "base"}},
         "init_from needs train_from: auto, but that is not given",

@@ -246,6 +246,24 @@ def test_data_that_end_end_the_run_with_all_that_is_due(tiny_model: Transformer,
         run_loop(make_components(tiny_model, {"train_steps": 4}), [])
 
 
+@pytest.mark.parametrize(
+    ("decay", "batches", "warned"), [("cosine", 2, True), ("cosine", 9, False), ("none", 2, False)]
+)
+def test_epochs_that_end_before_the_schedule_are_warned_of(
+    tiny_model: Transformer,
+    make_batch: MakeBatch,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    decay: str,
+    batches: int,
+    warned: bool,
+) -> None:
+    monkeypatch.setattr("onmt_llm.log.logger.propagate", True)
+    components = make_components(tiny_model, {"train_steps": 9}, decay_method=decay)
+    assert run_loop(components, [make_batch(*examples(1))] * batches) == "finished"
+    assert ("with train_steps 2 it would decay to 0" in caplog.text) == warned
+
+
 def test_a_window_without_trained_tokens_changes_nothing(
     tiny_model: Transformer, make_batch: MakeBatch, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,32 +274,3 @@ def test_a_window_without_trained_tokens_changes_nothing(
     after = weights_after(tiny_model, make_components(tiny_model, {"train_steps": 1}), [batch])
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert "none of its 2 examples has a trained token" in caplog.text
-
-
-def test_an_overflow_skips_the_update_and_halves_the_loss_scale() -> None:
-    precision = Precision(weights=torch.float16, scaled=True)
-    progress = Progress()
-    precision.set_initial_scale(progress)
-    first = progress.loss_scale
-    assert not precision.accept(progress, step=1, finite=False)
-    assert progress.loss_scale == first / 2
-    for _ in range(2000):
-        assert precision.accept(progress, step=2, finite=True)
-    assert progress.loss_scale == first
-
-
-def test_a_loss_scale_of_one_is_kept_by_a_run_that_found_it() -> None:
-    precision, progress = Precision(weights=torch.float16, scaled=True), Progress()
-    precision.set_initial_scale(progress)
-    while progress.loss_scale > 1.0:
-        precision.accept(progress, step=1, finite=False)
-    precision.set_initial_scale(progress)
-    assert progress.loss_scale == 1.0
-    Precision(weights=torch.float32).set_initial_scale(progress)
-    precision.set_initial_scale(progress)
-    assert progress.loss_scale > 1.0
-
-
-def test_an_infinite_gradient_without_scaling_is_an_error() -> None:
-    with pytest.raises(OnmtLlmError, match="gradient must be finite, but is nan at step 9"):
-        Precision(weights=torch.float32).accept(Progress(), step=9, finite=False)

@@ -64,6 +64,18 @@ def test_a_line_every_so_often(caplog: pytest.LogCaptureFixture, monkeypatch: py
     assert "tok/s" in lines[0] and "ETA" in lines[0]
 
 
+def test_a_run_that_ends_early_reports_its_last_updates(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    reporter = report(path, progress="none")
+    reporter.finish(0)
+    for step in (1, 2, 3):
+        reporter.update(step, Totals(nll=2.0, tokens=2, examples=3, batches=1), rate=0.01, grad_norm=1.5)
+    reporter.finish(3)
+    reporter.finish(3)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(row["step"], row["examples"], row["lr"]) for row in rows] == [(2, 6, 0.01), (3, 3, 0.01)]
+
+
 def test_a_file_that_holds_something_else_is_not_touched(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     for content in (b"my notes\n", b'{"step": 1}\nnotes\n{"step": 3}\n', b"\xff\xfe", b"[1, 2]\n{\n"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -60,11 +61,11 @@ def test_the_scale_is_halved_at_an_overflow_and_doubled_after_many_good_updates(
     progress = Progress()
     SCALED.set_initial_scale(progress)
     assert progress.loss_scale == FIRST_LOSS_SCALE
-    assert not SCALED.accept(progress, step=1, finite=False)
+    assert not SCALED.accept(progress, math.inf, step=1)
     assert progress.loss_scale == FIRST_LOSS_SCALE / 2
-    assert all(SCALED.accept(progress, step=2, finite=True) for _ in range(GROWTH_INTERVAL - 1))
+    assert all(SCALED.accept(progress, 1.0, step=2) for _ in range(GROWTH_INTERVAL - 1))
     assert progress.loss_scale == FIRST_LOSS_SCALE / 2
-    assert SCALED.accept(progress, step=3, finite=True) and progress.loss_scale == FIRST_LOSS_SCALE
+    assert SCALED.accept(progress, 1.0, step=3) and progress.loss_scale == FIRST_LOSS_SCALE
     SCALED.set_initial_scale(progress)
     assert progress.loss_scale == FIRST_LOSS_SCALE
 
@@ -73,8 +74,8 @@ def test_a_fixed_scale_stays() -> None:
     precision = Precision(torch.float32, scaled=True, fixed_scale=64.0)
     progress = Progress()
     precision.set_initial_scale(progress)
-    assert not precision.accept(progress, step=1, finite=False)
-    assert all(precision.accept(progress, step=2, finite=True) for _ in range(GROWTH_INTERVAL))
+    assert not precision.accept(progress, math.inf, step=1)
+    assert all(precision.accept(progress, 1.0, step=2) for _ in range(GROWTH_INTERVAL))
     assert progress.loss_scale == 64.0
 
 
@@ -83,16 +84,27 @@ def test_a_run_that_is_no_longer_scaled_drops_its_scale() -> None:
     SCALED.set_initial_scale(progress)
     Precision(torch.float32).set_initial_scale(progress)
     assert progress.loss_scale == 1.0
+    SCALED.set_initial_scale(progress)
+    assert progress.loss_scale == FIRST_LOSS_SCALE
+
+
+def test_a_loss_scale_of_one_is_kept_by_a_run_that_found_it() -> None:
+    progress = Progress()
+    SCALED.set_initial_scale(progress)
+    while progress.loss_scale > 1.0:
+        SCALED.accept(progress, math.inf, step=1)
+    SCALED.set_initial_scale(progress)
+    assert progress.loss_scale == 1.0
 
 
 def test_what_scaling_cannot_help_ends_the_run() -> None:
-    with pytest.raises(OnmtLlmError, match="gradient must be finite, but is nan at step 9"):
-        Precision(torch.float32).accept(Progress(), step=9, finite=False)
+    with pytest.raises(OnmtLlmError, match="gradient must be finite, but is inf at step 9"):
+        Precision(torch.float32).accept(Progress(), math.inf, step=9)
     progress = Progress()
     SCALED.set_initial_scale(progress)
     progress.loss_scale = SMALLEST_LOSS_SCALE
     with pytest.raises(OnmtLlmError, match="gradient must be finite"):
-        SCALED.accept(progress, step=9, finite=False)
+        SCALED.accept(progress, math.inf, step=9)
 
 
 def test_the_hint_depends_on_the_step() -> None:

@@ -56,6 +56,12 @@ def test_noamwd_without_a_start_decays_late_as_in_opennmt() -> None:
     assert schedule.start_decay_steps == 50_000
 
 
+def test_a_rate_that_falls_to_the_end_does_not_rise() -> None:
+    settings = OptimConfig(decay_method="cosine", learning_rate=1e-5, min_learning_rate=2e-5)
+    with pytest.raises(ConfigError, match="min_learning_rate must be at most learning_rate, 1e-05, but is 2e-05"):
+        build_schedule(settings, train_steps=10, hidden_size=4)
+
+
 def test_unknown_method_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"'cosin' is not a known decay_method.*cosine"):
         rates("cosin", [1], learning_rate=1.0)
