@@ -41,8 +41,8 @@ class TrainingJob:
     def size(self) -> str:
         """The processes, in words."""
         cluster = self.cluster
-        each = f"{cluster.gpus_per_node} GPUs" if cluster.on_gpus else f"{cluster.processes} processes"
-        return f"{cluster.nodes} machines with {each} each: {cluster.world_size} processes"
+        each = f"GPUs on each: {cluster.gpus_per_node}; " if cluster.on_gpus else ""
+        return f"Machines: {cluster.nodes}; {each}processes: {cluster.world_size}"
 
     @property
     def script_name(self) -> str:
