@@ -107,7 +107,7 @@ class ChatActions:
         except Exception:
             yield before
             raise
-        if answer.stopped and not any(column.text for column in columns.values()):
+        if answer.stopped and all(column.is_empty for column in columns.values()):
             yield replace(before, statuses=["<span>stopped</span>"] * len(self._responders))
         else:
             yield View(_with_answers(asked, columns), self._statuses(columns, stopped=answer.stopped))

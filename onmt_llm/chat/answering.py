@@ -114,7 +114,7 @@ class PartialAnswer:
         self.ticket = submitted.ticket
         self.prompt_tokens = submitted.prompt_tokens
         self.left_out = submitted.left_out
-        self.text = submitted.partial
+        self.text = self._begun = submitted.partial
         self._finish: str | None = None
         self._joint = submitted.joint
 
@@ -127,6 +127,11 @@ class PartialAnswer:
             self.text += delta.text
             if delta.finish_reason is not None:
                 self._finish = delta.finish_reason
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no text has arrived, besides the text that is continued."""
+        return self.text == self._begun
 
     @property
     def is_done(self) -> bool:

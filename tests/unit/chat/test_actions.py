@@ -90,6 +90,21 @@ def test_stop_before_the_first_word_takes_the_question_back() -> None:
     assert texts(page.views[-1]) == ["q", "a"] and page.views[-1].box == "go"
 
 
+def test_stop_before_the_first_word_of_a_continuation_changes_nothing() -> None:
+    page = Page(Scripted([None]))
+    event = {"action": "continue", "index": 1}
+
+    async def scenario() -> None:
+        running = asyncio.create_task(page.run(lambda answer: page.actions.act(answer, PAST, event, GREEDY)))
+        while len(page.views) < 2:
+            await asyncio.sleep(0.01)
+        page.visitors.stop("me")
+        await asyncio.wait_for(running, 0.5)
+
+    asyncio.run(scenario())
+    assert page.views[-1].conversation == PAST and "stopped" in page.views[-1].statuses[0]
+
+
 def test_nothing_of_an_earlier_answer_arrives_after_the_next_action() -> None:
     page = Page(responder := Scripted([Delta("late ", 1), None]))
 
