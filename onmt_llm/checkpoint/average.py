@@ -10,6 +10,7 @@ from onmt_llm.checkpoint.merge import copy_files
 from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
 from onmt_llm.config.model import Dtype
 from onmt_llm.errors import CheckpointError
+from onmt_llm.text.codec import Codec
 
 
 def average(
@@ -44,7 +45,7 @@ def average(
             )
         if _architecture(other) != _architecture(first):
             raise CheckpointError(f"{other.path} must have the same architecture as {first.path}, but has another.")
-        if _vocabularies(other) != _vocabularies(first):
+        if vocabularies(other.codec()) != vocabularies(first.codec()):
             raise CheckpointError(
                 f"{other.path} must have the same vocabulary as {first.path}, but has another: a row of its embedding "
                 "belongs to another token."
@@ -63,9 +64,8 @@ def average(
     return Path(output)
 
 
-def _vocabularies(checkpoint: Checkpoint) -> list[list[str]]:
+def vocabularies(codec: Codec) -> list[list[str]]:
     """The tokens of the target side, of the source side and of its features, in the order of their ids."""
-    codec = checkpoint.codec()
     return [list(vocab) for vocab in (codec.vocab, codec.src_vocab, *codec.feature_vocabs)]
 
 

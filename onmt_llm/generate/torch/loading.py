@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from onmt_llm.checkpoint.average import vocabularies
 from onmt_llm.checkpoint.load import Placement, build_model, load_model
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.errors import ConfigError, UnsupportedError
@@ -96,9 +97,8 @@ def _linear_layers(checkpoint: Checkpoint) -> list[str]:
 def _check_same_vocabulary(first: Codec, other: Codec, path: str | Path) -> None:
     """The models of an ensemble must read and write the same tokens."""
     kinds = {codec.config.model.is_decoder_only for codec in (first, other)}
-    same = list(first.vocab) == list(other.vocab) and list(first.src_vocab) == list(other.src_vocab)
     rows = {codec.config.model.vocab_size for codec in (first, other)}
-    if len(kinds) > 1 or len(rows) > 1 or not same:
+    if len(kinds) > 1 or len(rows) > 1 or vocabularies(first) != vocabularies(other):
         raise ConfigError(
             f"The models of an ensemble must be of one kind and vocabulary, but {path} is of another one."
         )
