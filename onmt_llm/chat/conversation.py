@@ -170,7 +170,7 @@ def read_jsonl(text: str) -> list[Conversation]:
         if line.strip():
             try:
                 conversations.append(_from_line(line))
-            except (DataError, ValueError) as error:
+            except (DataError, ValueError, RecursionError) as error:
                 what = error.message if isinstance(error, DataError) else "The line must be JSON, but is not."
                 raise DataError(f"{what[:-1]} (line {number}).") from error
     if not conversations:

@@ -16,7 +16,7 @@ from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.config.release import Quality
 from onmt_llm.errors import CheckpointError, DataError
-from onmt_llm.generate.ct2.generator import Ct2Generator
+from onmt_llm.generate.ct2.generator import Ct2Generator, log_softmax
 from onmt_llm.generate.ct2.model import stored_compute_type
 from onmt_llm.generate.ct2.translator import Ct2Translator
 from onmt_llm.generate.torch.engine import TorchEngine
@@ -84,7 +84,7 @@ class Comparison:
 
     def _add_rows(self, ours_TV: np.ndarray, theirs_TV: np.ndarray, next_ids: Sequence[int]) -> None:
         self.max_abs_dlogit = max(self.max_abs_dlogit, _largest(np.abs(ours_TV - theirs_TV)))
-        p_TV, q_TV = _log_softmax(ours_TV), _log_softmax(theirs_TV)
+        p_TV, q_TV = log_softmax(ours_TV), log_softmax(theirs_TV)
         self.kl_sum += float((np.exp(p_TV) * (p_TV - q_TV)).sum())
         self.agreed += int((ours_TV.argmax(-1) == theirs_TV.argmax(-1)).sum())
         self.positions += len(ours_TV)
@@ -334,11 +334,6 @@ def _reference_dtype(checkpoint: Checkpoint, quantization: str) -> str:
     bytes_in_fp32 = 4 * sum(math.prod(checkpoint.shape(name)) for name in checkpoint.model_names())
     available = available_memory()
     return "fp32" if available is None or bytes_in_fp32 < 0.5 * available else "bf16"
-
-
-def _log_softmax(logits_TV: np.ndarray) -> np.ndarray:
-    shifted = logits_TV.astype(np.float64) - logits_TV.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
 def _largest(values: np.ndarray) -> float:

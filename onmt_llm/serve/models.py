@@ -156,14 +156,15 @@ class ServedModel:
 
 def with_model_defaults(generation: GenerationConfig, sampling: SamplingDefaults) -> GenerationConfig:
     """Decoding options, in which those that were not set are as the model's authors recommend."""
-    if not sampling.do_sample or generation.beam_size > 1:
+    if generation.beam_size > 1:
         return generation
-    recommended = {
-        "random_sampling_temp": sampling.temperature,
-        "random_sampling_topk": 0 if sampling.top_k is None else sampling.top_k,
-        "random_sampling_topp": sampling.top_p,
-        "repetition_penalty": sampling.repetition_penalty,
-    }
+    recommended: dict[str, float | None] = {"repetition_penalty": sampling.repetition_penalty}
+    if sampling.do_sample:
+        recommended |= {
+            "random_sampling_temp": sampling.temperature,
+            "random_sampling_topk": 0 if sampling.top_k is None else sampling.top_k,
+            "random_sampling_topp": sampling.top_p,
+        }
     unset = {
         name: value
         for name, value in recommended.items()

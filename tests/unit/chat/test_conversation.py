@@ -111,6 +111,7 @@ def test_a_file_of_conversations_is_read() -> None:
     [
         ("", "but is empty"),
         ("\n{", r"must be JSON, but is not \(line 2\)\."),
+        ("[" * 100_000, r"must be JSON, but is not \(line 1\)\."),
         ('{"text": "x"}', r"the list 'messages', but is not \(line 1\)\."),
         (
             '{"messages": [{"role": "user", "content": "q"}]}',

@@ -165,5 +165,7 @@ def test_the_recommendations_of_a_models_authors_are_defaults() -> None:
     assert (chosen.random_sampling_topk, chosen.random_sampling_topp, chosen.max_length) == (0, 0.5, 9)
     greedy = GenerationConfig()
     assert with_model_defaults(greedy, SamplingDefaults()) == greedy
+    penalised = with_model_defaults(greedy, SamplingDefaults(repetition_penalty=1.2, temperature=0.6))
+    assert (penalised.repetition_penalty, penalised.samples) == (1.2, False)
     beams = GenerationConfig(beam_size=4)
     assert with_model_defaults(beams, recommended) == beams
