@@ -76,6 +76,8 @@ def read_users(file: str | None) -> dict[str, str]:
             name, colon, password = line.strip().partition(":")
             if not (name and colon and password):
                 raise ConfigError(f"Each line of {where} must be name:password, but line {number} is not.")
+            if name in users:
+                raise ConfigError(f"Each name must be once in {where}, but {name} in line {number} is there before.")
             users[name] = password
     if file is not None and not users:
         raise ConfigError(f"'users_file' must have a line name:password, but {file} is empty.")

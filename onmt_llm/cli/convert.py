@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from onmt_llm.atomic import check_output_file
 from onmt_llm.cli.inputs import Input, missing_files, missing_models, missing_options, option_files
 from onmt_llm.cli.outputs import Output, Paths, model_files, output_option
 from onmt_llm.cli.run import CheckedJob, required, run_job
@@ -28,13 +29,17 @@ def _paths(loaded: Loaded[Any]) -> Paths:
     options: ConversionOptions = loaded.job.conversion
     end = FILE_ENDS.get(options.to or "")
     writes = output_option(loaded, "conversion", "output", is_folder=end is None)
-    if writes and end and not str(options.output).endswith(end):
-        writes = [Output("output", f"{options.output}{end}")]
+    if writes and end:
+        writes = [Output("output", _with_end(str(options.output), end))]
     models = list(model_files(loaded, "conversion", ("model_dir",)))
     if options.to is None and options.model_dir and Path(options.model_dir).is_file():
         # a file is read under this name only: MODEL.pt may become the checkpoint MODEL
         models = models[:1]
     return Paths([*models, *_text_files(loaded)], writes)
+
+
+def _with_end(name: str, end: str) -> str:
+    return name if name.endswith(end) else f"{name}{end}"
 
 
 def _text_files(loaded: Loaded[Any]) -> Iterator[Input]:
@@ -126,8 +131,10 @@ def _to_peft(model: str, output: str, options: ConversionOptions, card: CardOpti
 def _to_gguf(model: str, output: str, options: ConversionOptions, _: CardOptions) -> Path:
     from onmt_llm.checkpoint.formats.gguf.write import export_gguf, write_modelfile
 
+    modelfile = Path(_with_end(output, FILE_ENDS["gguf"])).with_suffix(".Modelfile")
+    check_output_file(modelfile, overwrite=options.force)
     file = export_gguf(model, output, type=options.quantization or "f16", overwrite=options.force)
-    write_modelfile(model, file, file.with_suffix(".Modelfile"))
+    write_modelfile(model, file, modelfile)
     return file
 
 

@@ -38,8 +38,13 @@ def test_users_come_from_a_file_or_from_the_environment(tmp_path: Path, monkeypa
     assert read_users(None) == {"eve": "pw"}
 
 
-@pytest.mark.parametrize(("text", "sentence"), [("", "is empty"), ("ann:x\nsecret", "line 2 is not"), (":x", "line 1")])
-def test_a_file_without_users_is_refused_and_no_password_is_shown(tmp_path: Path, text: str, sentence: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [("", "is empty"), ("ann:x\nsecret", "line 2 is not"), (":x", "line 1"), ("ann:secret\n\nann:x", "ann in line 3")],
+)
+def test_a_file_that_is_no_list_of_users_is_refused_and_no_password_is_shown(
+    tmp_path: Path, text: str, sentence: str
+) -> None:
     file = tmp_path / "users"
     file.write_text(text)
     with pytest.raises(ConfigError, match=sentence) as error:

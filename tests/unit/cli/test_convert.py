@@ -39,6 +39,17 @@ def test_what_is_refused(model: str, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "'vocab_file' must be a file that exists" in capsys.readouterr().err
 
 
+def test_a_modelfile_is_not_replaced_without_force(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "chat.Modelfile"
+    mine.write_text("FROM ./other.gguf\n")
+    for output in ("chat", "chat.gguf"):
+        assert main(["-model_dir", model, "-to", "gguf", "-output", str(tmp_path / output)]) == 4
+        assert f"{mine} exists already" in capsys.readouterr().err
+    assert mine.read_text() == "FROM ./other.gguf\n"
+
+
 def test_what_another_command_writes_is_refused_with_that_command(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
