@@ -54,7 +54,7 @@ def train_loop(
         reporter: Receives the metrics of every update.
         save: Writes a checkpoint.
         validate: Validates the model after a step, on all ranks; None = no validation.
-        signals: Requests from outside; None = only those by signals.
+        signals: Requests from outside, an entered context; None = there are none.
 
     Returns:
         "finished", "stopped early", "interrupted", "out of time", or "loss spike", after which the run rolls back.
@@ -67,7 +67,8 @@ def train_loop(
     stream, first_step = Stopwatch(in_step(batches, world, sharded=components.module.is_sharded)), progress.step
     components.precision.set_initial_scale(progress)
     components.model.train()
-    with signals or SignalHandler() as handler, components.profiler, components.pulse:
+    handler = signals or SignalHandler()
+    with components.profiler, components.pulse:
         # An interrupted run saves at once; the validation that was due then is run now.
         early = progress.step > progress.validated and _is_due(run.valid_steps, progress.step)
         early = early and validate is not None and _validate(components, validate, reporter, progress)

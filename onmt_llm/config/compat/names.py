@@ -152,7 +152,7 @@ RETIRED = {
     "filter_valid": "list `filtertoolong` in the `transforms` of the corpus `valid`",
     "gpuid": "a GPU is used whenever there is one; CUDA_VISIBLE_DEVICES=1,2 selects some, and torchrun uses several",
     "image_channel_size": _TEXT_ONLY,
-    "lower": "write all texts in lower case beforehand, those to be translated too",
+    "lower": "write all texts in lower case in advance, those to be translated too",
     "model_config": "give that file to `onmt_llm_serve` as `-config`",
     "report_bleu": "score the output with `onmt_llm_eval score -metrics BLEU`",
     "report_rouge": "score the output with `onmt_llm_eval score -metrics ROUGEL`",

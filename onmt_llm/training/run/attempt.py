@@ -101,9 +101,18 @@ def run_attempt(setup: RunSetup, environment: RunEnvironment, rollback: Rollback
     validator = build_validator(components, valid_data, generation)
     monitor = open_hardware_monitor(config, components.model, components.precision, world.device)
     counts = partial(data_metrics, train_data, world)
+    saver = CheckpointSaver(setup, components, train_data, seed, environment.lock)
+    signals = SignalHandler(
+        save_file=save_request_file(config.run.save_model),
+        deadline=environment.deadline,
+        save_every=config.safety.save_seconds,
+        validate_every=config.safety.valid_seconds,
+        checks=[saver.check],
+    )
     with (
         _expected_warnings_ignored(),
-        CheckpointSaver(setup, components, train_data, seed, environment.lock) as saver,
+        signals,  # until the last checkpoint is written
+        saver,
         build_reporter(config, world, progress, data=counts, hardware=monitor.metrics) as reporter,
     ):
         if rollback is not None:
@@ -113,13 +122,6 @@ def run_attempt(setup: RunSetup, environment: RunEnvironment, rollback: Rollback
                 saver(progress)
         elif setup.saved is not None:
             saver.written.append(setup.saved.directory.parent)
-        signals = SignalHandler(
-            save_file=save_request_file(config.run.save_model),
-            deadline=environment.deadline,
-            save_every=config.safety.save_seconds,
-            validate_every=config.safety.valid_seconds,
-            checks=[saver.check],
-        )
         batches = monitor.watch(train_data)
         batches = log_compile_time(batches) if config.performance.compile_blocks else batches
         status = train_loop(

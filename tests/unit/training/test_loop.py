@@ -195,7 +195,6 @@ def test_early_stopping_counts_validations_without_a_better_perplexity(
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_stops(tiny_model: Transformer, make_batch: MakeBatch, number: signal.Signals) -> None:
     saved: list[int] = []
-    handler = signal.getsignal(number)
 
     def stream() -> Iterator[Batch]:
         for step in range(10):
@@ -203,9 +202,10 @@ def test_a_signal_saves_and_stops(tiny_model: Transformer, make_batch: MakeBatch
                 os.kill(os.getpid(), number)
             yield make_batch(*examples(1))
 
-    status = run_loop(make_components(tiny_model, {"train_steps": 10}), stream(), save=lambda p: saved.append(p.step))
+    components = make_components(tiny_model, {"train_steps": 10})
+    with SignalHandler() as signals:
+        status = run_loop(components, stream(), save=lambda p: saved.append(p.step), signals=signals)
     assert (status, saved) == ("interrupted", [3])
-    assert signal.getsignal(number) is handler
 
 
 def test_a_loss_that_is_not_finite_stops_with_its_step(tiny_model: Transformer, make_batch: MakeBatch) -> None:

@@ -112,6 +112,22 @@ def test_changed_options_are_logged_those_of_corpora_too(log: Any) -> None:
     ]
 
 
+def test_a_signal_after_the_last_update_waits_for_the_checkpoint(
+    copy_task: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = saver.write_optimizer
+
+    def write_slowly(directory: Path, state: TrainingState) -> None:
+        time.sleep(0.3)  # the loop has ended
+        os.kill(os.getpid(), signal.SIGINT)
+        write(directory, state)
+
+    monkeypatch.setattr(saver, "write_optimizer", write_slowly)
+    result = go(copy_task, "last", run={"save_checkpoint_steps": 6})
+    assert (result.status, result.exit_code) == ("finished", 0)
+    assert "toy_step_6" in names(copy_task, "last")
+
+
 def test_a_run_with_another_objective_is_not_resumed() -> None:
     saved = SavedState(Path("state"), Progress(step=3), "adamw", options={"objective": "sft"})
     start = cast(Start, SimpleNamespace(saved=saved, old_codec=None))
