@@ -47,7 +47,8 @@ def read_keys(option: str, path: str | None, variable: str) -> ApiKeys:
     """The keys in a file (one per line; `#` starts a comment) and in an environment variable (separated by commas).
 
     Raises:
-        ConfigError: The file cannot be read, has no keys, or a key is so short that it can be guessed.
+        ConfigError: The file cannot be read or has no keys, or a key can be guessed, since it is short, or cannot be
+            sent in a header.
     """
     keys = [key.strip() for key in os.environ.get(variable, "").split(",") if key.strip()]
     if path is not None:
@@ -60,9 +61,10 @@ def read_keys(option: str, path: str | None, variable: str) -> ApiKeys:
         if not listed:
             raise ConfigError(f"'{option}' must have a key, but {path} has none.", hint="write one key per line")
         keys += listed
-    if any(len(key) < _SHORTEST for key in keys):
+    if any(len(key) < _SHORTEST or not key.isascii() for key in keys):
         raise ConfigError(
-            f"A key must have at least {_SHORTEST} characters, but one of '{option}' or {variable} has fewer.",
+            f"A key must have at least {_SHORTEST} characters, all of them ASCII, but one of '{option}' or {variable} "
+            "has fewer or others.",
             hint="python -c 'import secrets; print(secrets.token_urlsafe())'",
         )
     return ApiKeys(keys)

@@ -58,7 +58,9 @@ class ChatJob:
         messages = [message.as_message() for message in parameters.messages]
         try:
             if model.spec.drop_old_rounds:
-                budget = model.context_length - options.max_length
+                # a length that the request does not set is no demand: at most half of the context is kept for it
+                most = model.context_length if max_tokens is not None else model.context_length // 2
+                budget = max(0, model.context_length - min(options.max_length, most))
                 prompt, _ = fit_history(codec, messages, budget=budget, template=template)
             else:
                 prompt = codec.encode_chat(messages, template=template)

@@ -138,7 +138,12 @@ def test_a_prompt_that_does_not_fit_is_refused(server: Server, spec: Callable[..
             {"role": "user", "content": "c"},
         ]
         assert small.chat(model="ct2", messages=long).json()["usage"]["prompt_tokens"] <= 152
+        assert small.chat(model="ct2", max_tokens=160).json()["error"]["code"] == "invalid_messages"
         assert small.chat(messages=long).json()["error"]["code"] == "context_length_exceeded"
+    lengthy = GenerationConfig(max_length=1000)  # longer than the context, which is no demand either
+    with running([spec("torch", max_context_length=400, drop_old_rounds=True, generation=lengthy)]) as small:
+        usage = small.chat(messages=long).json()["usage"]
+        assert usage["prompt_tokens"] <= 200 and usage["total_tokens"] <= 400
 
 
 def test_a_translation_model_completes_and_does_not_chat(server: Server, spec: Callable[..., ModelSpec]) -> None:

@@ -85,11 +85,12 @@ def test_keys_come_from_a_file_and_the_environment(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize(
-    ("text", "sentence"), [("", "must have a key"), ("short", "at least 8"), (None, "must be a file")]
+    ("text", "sentence"),
+    [("", "must have a key"), ("short", "at least 8"), ("schlüssel", "ASCII"), (None, "must be a file")],
 )
 def test_unusable_files_of_keys_are_refused(tmp_path: Path, text: str | None, sentence: str) -> None:
     if text is not None:
-        (tmp_path / "keys").write_text(text)
+        (tmp_path / "keys").write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match=sentence):
         read_keys("api_keys_file", str(tmp_path / "keys"), "NO_SUCH_VARIABLE")
 
