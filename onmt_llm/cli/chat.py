@@ -38,7 +38,8 @@ def _chat(loaded: Loaded[Any]) -> int:
     check_server(server.server_name, server.server_port, has_password=bool(users))
     with ExitStack() as opened:
         schedulers = [_open(inference, server, opened) for inference in models]
-        build = _chat_page if schedulers[0].codec.config.model.is_decoder_only else _translator_page
+        can_chat = all(scheduler.codec.config.model.is_decoder_only for scheduler in schedulers)
+        build = _chat_page if can_chat else _translator_page
         app = build(models, schedulers, server)
         launch(app, server_name=server.server_name, server_port=server.server_port, users=users)
     return 0

@@ -14,15 +14,14 @@ from typing import Any
 
 from onmt_llm.atomic import write_text
 from onmt_llm.cli.inference import load_inference_config, model_mode, open_configured_engine
+from onmt_llm.cli.lines.answers import answer_prompts, phrase_table, prompt_builder
 from onmt_llm.cli.outputs import Output, Paths, check_outputs, model_files
 from onmt_llm.cli.run import CheckedJob, required, run_job
 from onmt_llm.config.chat import Mode, SimpleInferenceConfig
 from onmt_llm.config.loading.load import Loaded
-from onmt_llm.config.translate import TranslateConfig
 from onmt_llm.data.readers import read_lines
 from onmt_llm.generate.engine import Engine
 from onmt_llm.log import logger
-from onmt_llm.text.prompts import encode_line
 
 USAGE = "simple_inference.py -input_file PROMPTS -inference_config_file YAML -inference_mode py -output_directory DIR"
 
@@ -41,19 +40,17 @@ def _simple_inference(loaded: Loaded[Any]) -> int:
     inputs = [("'input_file'", source, ("input_file",)), *model_files(inference, "inference", ("model",))]
     check_outputs(loaded, Paths(inputs, [Output("output_directory", str(target))]))
     lines = list(read_lines(source))
-    results = answer_lines(open_configured_engine(inference), lines, inference.job)
+    results = answer_lines(open_configured_engine(inference), lines, inference)
     write_text(target, json.dumps(results, ensure_ascii=False, indent=1) + "\n")
     logger.info("%d inputs answered in %.1f s: %s", len(lines), results["duration"], target)
     return 0
 
 
-def answer_lines(engine: Engine, lines: Sequence[str], config: TranslateConfig) -> dict[str, Any]:
-    """The content of the JSON file for these lines."""
+def answer_lines(engine: Engine, lines: Sequence[str], loaded: Loaded[Any]) -> dict[str, Any]:
+    """The content of the JSON file for these lines, answered as `onmt_llm_translate` answers them."""
     begun = time.perf_counter()
-    prompts = [encode_line(line, engine.codec, config.inference.template) for line in lines]
-    answers = engine.generate(
-        prompts, config.generation, batch_size=config.engine.batch_size, batch_type=config.engine.batch_type
-    )
+    prompts = prompt_builder(engine.codec, loaded)(lines)
+    answers = answer_prompts(engine, prompts, loaded.job, table=phrase_table(loaded.job))
     return {
         "pred_answers": [[hypothesis.text for hypothesis in hypotheses] for hypotheses in answers],
         "score": [[hypothesis.score for hypothesis in hypotheses] for hypotheses in answers],

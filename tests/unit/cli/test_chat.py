@@ -66,6 +66,15 @@ def test_two_models_are_compared(config: str, tmp_path: Path, monkeypatch: pytes
     assert one[0].text != two[0].text and server["users"] == {"ann": "secret"}
 
 
+def test_a_translation_model_is_not_compared(
+    config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("onmt_llm.chat.launch.check_server", lambda *address, **more: None)
+    other = tiny.write_checkpoint(tmp_path / "translator", tiny.seq2seq())
+    assert main(["-inference_config_file", config, "-compare_model", str(other)]) == 2
+    assert "'compare_model' must not be given for a model that translates" in capsys.readouterr().err
+
+
 def test_a_port_in_use_is_refused(config: str, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("gradio")
     with socket.socket() as taken:

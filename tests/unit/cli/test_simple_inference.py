@@ -3,40 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import tiny
 from onmt_llm.cli import simple_inference
-from onmt_llm.config.generate import GenerationConfig
-from onmt_llm.config.translate import TranslateConfig
-from onmt_llm.generate.engine import Hypothesis
+from onmt_llm.cli.jobs import load_job
+from onmt_llm.cli.translate import main as translate
+from onmt_llm.generate.open import open_engine
 
 
-class EchoEngine:
-    """Answers with its prompt."""
-
-    class codec:
-        @staticmethod
-        def encode(text: str) -> list[str]:
-            return text.split(" ")
-
-    def generate(self, prompts: Sequence[Sequence[str]], options: GenerationConfig, **_: Any) -> list[list[Hypothesis]]:
-        return [
-            [Hypothesis(list(p), " ".join(p), -float(n), "stop") for n in range(options.n_best)] if p
-            else [Hypothesis([], "", 0.0, "stop") for _ in range(options.n_best)]
-            for p in prompts
-        ]  # fmt: skip
-
-
-def test_answers_keep_order_line_breaks_and_empty_lines() -> None:
-    config = TranslateConfig(generation=GenerationConfig(beam_size=2, n_best=2))
-    results = simple_inference.answer_lines(EchoEngine(), ["b｟newline｠c", "", "a"], config)  # type: ignore[arg-type]
-    assert results["pred_answers"] == [["b\nc", "b\nc"], ["", ""], ["a", "a"]]
-    assert results["score"] == [[0.0, -1.0], [0.0, 0.0], [0.0, -1.0]]
+def test_answers_are_those_of_translation_in_the_order_of_the_lines(tmp_path: Path) -> None:
+    model = tiny.write_checkpoint(tmp_path / "model", tiny.llama(), scale=0.5)
+    lines, source, output = ["w1 w2", "", "w3"], tmp_path / "in.txt", tmp_path / "out.txt"
+    source.write_text("".join(f"{line}\n" for line in lines))
+    file = tmp_path / "translate.yaml"
+    file.write_text(
+        f"model: {model}\nmax_length: 6\nbeam_size: 2\nn_best: 2\ntransforms: [prefix]\nsrc_prefix: w9 w8\n"
+    )
+    loaded = load_job("onmt_llm_translate", ["-config", str(file)])
+    results = simple_inference.answer_lines(open_engine(model, device="cpu"), lines, loaded)
+    assert translate(["-config", str(file), "-src", str(source), "-output", str(output)]) == 0
+    assert [text for texts in results["pred_answers"] for text in texts] == output.read_text().split("\n")[:-1]
+    assert results["pred_answers"][1] == ["", ""] and results["score"][1] == [0.0, 0.0]
     assert results["duration"] >= 0
 
 
