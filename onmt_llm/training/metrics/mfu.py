@@ -123,12 +123,10 @@ class BlockUse:
 
     Attributes:
         backward: The backward pass goes through it, because it or something below it is trained.
-        trained: All of its parameters are trained.
         window: Sliding window of its self-attention.
     """
 
     backward: bool
-    trained: bool
     window: int | None
 
     @property
@@ -153,8 +151,7 @@ def _stack_uses(stack: Stack | None, *, below: bool) -> list[BlockUse]:
     for layer in stack.layers:
         halves: list[Any] = [layer.base, layer.twin] if isinstance(layer, TwinBlock) else [layer]
         for half in halves:
-            whole = all(parameter.requires_grad for parameter in half.parameters())
-            uses.append(BlockUse(below or _is_trained(half), whole, stack.config.window(half.kind)))
+            uses.append(BlockUse(below or _is_trained(half), stack.config.window(half.kind)))
         below = below or any(map(_is_trained, halves))
     return uses
 
