@@ -33,7 +33,7 @@ _HANGUP: int | None = getattr(signal, "SIGHUP", None)
 
 
 class _Interrupted(BaseException):
-    """The server is to stop before it has loaded its models."""
+    """The server is to stop while it loads models."""
 
 
 def open_port(host: str, port: int) -> socket.socket:
@@ -109,8 +109,8 @@ def launch(
 ) -> None:
     """Serve until SIGTERM or SIGINT: then refuse new requests, finish the accepted ones, and return.
 
-    If models are still being loaded, that ends at once. SIGHUP reloads the models. A second SIGTERM or SIGINT cancels
-    the accepted requests.
+    If models are being loaded or reloaded, that ends at once. SIGHUP reloads the models. A second SIGTERM or SIGINT
+    cancels the accepted requests.
 
     Args:
         app: From `build_app`.
@@ -125,15 +125,21 @@ def launch(
     """
     state.is_ready = False
     signals: queue.SimpleQueue[int] = queue.SimpleQueue()
+    is_loading = threading.Event()
 
     def put(number: int, frame: FrameType | None) -> None:
-        if number == _HANGUP:
-            if not state.is_stopping:
-                signals.put(number)
-        elif state.is_ready or state.is_stopping:
-            signals.put(number)
-        else:
+        if number != _HANGUP and is_loading.is_set():
+            is_loading.clear()
             raise _Interrupted
+        if number != _HANGUP or not state.is_stopping:
+            signals.put(number)
+
+    def interruptible(load: Callable[[], Any]) -> Any:
+        is_loading.set()
+        try:
+            return load()
+        finally:
+            is_loading.clear()
 
     server = HttpServer(app, listener)
     server.start()
@@ -141,13 +147,13 @@ def launch(
     try:
         for number in filter(None, (signal.SIGTERM, signal.SIGINT, _HANGUP)):
             before[number] = signal.signal(number, put)
-        models.load_all()
+        interruptible(models.load_all)
         state.is_ready = True
         logger.info("Serving at http://%s:%d (Ctrl+C stops it).", server.host, server.port)
-        while server.is_alive and not _asked_to_stop(signals, reload):
+        while server.is_alive and not _asked_to_stop(signals, lambda: interruptible(reload)):
             continue
     except _Interrupted:
-        logger.info("The models are not loaded, since the server is stopped.")
+        logger.info("No more models are loaded, since the server is stopped.")
     finally:
         state.is_stopping = True
         logger.info("Stopping: no new requests are taken, and those that were accepted are finished.")

@@ -99,6 +99,29 @@ def test_a_server_that_still_loads_its_models_stops_at_once(spec: Callable[..., 
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_a_server_that_reloads_its_models_stops_at_once(spec: Callable[..., ModelSpec]) -> None:
+    opened: list[str] = []
+
+    def opening() -> Any:
+        if opened:
+            os.kill(os.getpid(), signal.SIGTERM)
+        opened.append("")
+        return spec("torch").open()
+
+    pool, state = ModelPool([replace(spec("torch"), open=opening)]), ServerState()
+
+    def hang_up() -> None:
+        wait_for(lambda: state.is_ready)
+        os.kill(os.getpid(), signal.SIGHUP)
+
+    app = build_app(pool, ServerSettings(), state=state)
+    with ThreadPoolExecutor(1) as other:
+        state.is_ready = False
+        other.submit(hang_up)
+        launch(app, open_port("127.0.0.1", 0), models=pool, state=state, drain_seconds=5, reload=pool.reload)
+    assert (len(opened), pool.loaded, pool.is_idle) == (1, [], True)
+
+
 def test_models_that_do_not_exist_are_named_by_the_error(server: Any) -> None:
     with pytest.raises(UnknownModel, match="torch, ct2, mt"):
         server.pool.spec("bert")
