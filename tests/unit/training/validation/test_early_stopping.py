@@ -81,7 +81,7 @@ def test_unusable_criteria_are_refused(copy_task: Any) -> None:
     with pytest.raises(ValidationError, match="or among valid_metrics, but is BLEU"):
         ValidationConfig(early_stopping_criteria=["bleu"])
     data = {"data": {"train": copy_task.corpora["train"]}}
-    with pytest.raises(ConfigError, match="early_stopping needs a corpus named `valid`"):
+    with pytest.raises(ConfigError, match="early_stopping must have a corpus named `valid`"):
         copy_task.run(corpora=data, validation={"early_stopping": 2})
     with pytest.raises(ConfigError, match="valid_metrics need a corpus named `valid`"):
         copy_task.run(corpora=data, validation={"valid_metrics": ["BLEU"]})
