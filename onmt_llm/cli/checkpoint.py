@@ -116,7 +116,7 @@ def _verify(loaded: Loaded[Any]) -> int:
         for _ in checkpoint.tensors():
             pass
     manifest = read_manifest(directory)
-    assert manifest is not None  # otherwise `damage` has reported it
+    assert manifest is not None  # otherwise `find_damage` has reported it
     tensors = sum(len(entry.tensors or ()) for entry in manifest.files.values())
     print(f"{len(manifest.files)} files with {tensors} tensors are unchanged since they were written")
     return 0
