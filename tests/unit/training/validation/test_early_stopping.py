@@ -83,7 +83,7 @@ def test_unusable_criteria_are_refused(copy_task: Any) -> None:
     data = {"data": {"train": copy_task.corpora["train"]}}
     with pytest.raises(ConfigError, match="early_stopping must have a corpus named `valid`"):
         copy_task.run(corpora=data, validation={"early_stopping": 2})
-    with pytest.raises(ConfigError, match="valid_metrics need a corpus named `valid`"):
+    with pytest.raises(ConfigError, match="valid_metrics must have a corpus named `valid`"):
         copy_task.run(corpora=data, validation={"valid_metrics": ["BLEU"]})
     with pytest.raises(ConfigError, match=r"'BLUE' is not a known metric(?s:.)*did you mean 'BLEU'"):
         copy_task.run(validation={"valid_metrics": ["blue"]})
