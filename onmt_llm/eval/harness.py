@@ -273,8 +273,11 @@ def evaluate(engine: Engine, options: TaskOptions, *, name: str, batch_size: int
 def load_tasks(options: TaskOptions) -> Any:
     """The tasks, with the number of examples in their prompts."""
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of every option that a task has
-    manager = TaskManager(include_path=options.include_path)
-    specs = list(_specs(options, manager))
+    subjects = subjects_in(Path(options.mmlu)) if options.mmlu else []
+    ours = {MMLU, *(f"{MMLU}_{subject}" for subject in subjects)} if subjects else set()
+    # lm-eval reads all files of its own tasks, for about ten seconds
+    manager = TaskManager(include_path=options.include_path, include_defaults=not ours.issuperset(options.tasks))
+    specs = list(_specs(options, manager, subjects, ours))
     with _task_errors(options.tasks):
         try:
             loaded = manager.load(specs)
@@ -324,26 +327,26 @@ def _check_examples(name: str, task: Any, wanted: int) -> None:
         raise ConfigError(f"'num_fewshot' must be at most {known}, the examples of {name}, but is {wanted}.")
 
 
-def _specs(options: TaskOptions, manager: TaskManager) -> Iterator[str | ConfigurableTask | Group]:
-    """What lm-eval is asked for: names of tasks, and the group of MMLU's subjects in CSV files."""
-    subjects = subjects_in(Path(options.mmlu)) if options.mmlu else []
-    known = {MMLU, *(f"{MMLU}_{subject}" for subject in subjects)}
-    ours = [name for name in options.tasks if options.mmlu and name in known]
+def _specs(
+    options: TaskOptions, manager: TaskManager, subjects: list[str], ours: set[str]
+) -> Iterator[str | ConfigurableTask | Group]:
+    """What lm-eval is asked for: names of its tasks, and the subjects of MMLU in CSV files, for the names in `ours`."""
+    wanted = [name for name in options.tasks if name in ours]
     for name in options.tasks:
         if name in ours:
             continue
         if name not in manager.all_tasks:
-            guess = nearest(name, [*known, *manager.all_tasks])
+            guess = nearest(name, [*ours, *manager.all_tasks])
             raise ConfigError(
                 f"'tasks' must be names of tasks of lm-eval, or of {options.include_path or 'include_path'}, but "
                 f"'{name}' is not one.",
                 hint=f"did you mean '{guess}'?" if guess else "lm-eval ls tasks lists them",
             )
         yield name
-    if ours:
-        chosen = subjects if MMLU in ours else [name.removeprefix(f"{MMLU}_") for name in ours]
+    if wanted:
+        chosen = subjects if MMLU in wanted else [name.removeprefix(f"{MMLU}_") for name in wanted]
         tasks = [subject_task(Path(options.mmlu or ""), subject) for subject in chosen]
-        yield from [all_subjects(tasks)] if MMLU in ours else tasks
+        yield from [all_subjects(tasks)] if MMLU in wanted else tasks
 
 
 def tables(results: Results) -> str:

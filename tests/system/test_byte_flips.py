@@ -22,6 +22,7 @@ def byte_flips() -> ModuleType:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_no_flip_is_silent(byte_flips: ModuleType, tmp_path: Path) -> None:
     byte_flips.make_artefacts(tmp_path)
     targets = byte_flips.TARGETS
