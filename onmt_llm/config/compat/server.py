@@ -79,11 +79,14 @@ def search_options(opt: Any, translate: TranslateOptions) -> dict[str, Any]:
     """Decoding options of ours for those in `opt`.
 
     Raises:
-        ConfigError: One is not supported.
+        ConfigError: One is not supported, or is about the model itself.
     """
     result = Translation()
     if not isinstance(opt, dict):
         raise ConfigError("'opt' must be a mapping of options, but is not.")
+    of_model = sorted({*_names(EngineConfig), "tgt_file_prefix"}.intersection(opt))
+    if of_model:
+        raise ConfigError(f"'{of_model[0]}' must be left out of a clone, which shares the model, but is given.")
     found = _Served("clone", {"model": "-", "opt": opt}, result).translate("", translate)
     if result.errors:
         raise ConfigError(result.errors[0][1])

@@ -109,6 +109,8 @@ def test_a_clone_has_its_own_options(client: TestClient) -> None:
         ({"opt": {"beam_size": "many"}}, "beam_size"),
         ({"opt": [1]}, "'opt' must be a mapping"),
         ({"opt": {"copy_attn": True}}, "copy_attn"),
+        ({"opt": {"threads": 3}}, "threads"),
+        ({"opt": {"tgt_file_prefix": True}}, "tgt_file_prefix"),
         ({"opt": {"beam_size": 9, "n_best": 9}}, "'n_best' must be at most 8"),
         ({"opt": {"max_length": 10**6}}, "'max_length' must be at most 4,096"),
     ],
