@@ -304,7 +304,6 @@ class CheckpointWriter:
         overwrite: Replace an existing checkpoint.
 
     Attributes:
-        config: Becomes `config.yaml`.
         path: The output.
         directory: The temporary directory that the files are written to.
 
@@ -332,12 +331,12 @@ class CheckpointWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with self._output.translated_errors():
-            if kind is None:
-                self._finish()
-            else:
+            if kind is not None:
                 self._weights.abandon()
                 if self._adapter:
                     self._adapter.abandon()
+            elif not (self.directory / MANIFEST_FILE).exists():
+                self.finish()
         self._output.__exit__(kind, error, trace)
 
     def add(self, name: str, tensor: torch.Tensor, dtype: torch.dtype | None = None) -> None:
@@ -384,7 +383,8 @@ class CheckpointWriter:
         """Add the `file_record`, by path, of files with the weights that processes have written into `directory`."""
         self._shards.update(records)
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
+        """Complete `directory`; only those who check it before it gets its name need to call this."""
         if self._adapter:
             self._adapter.close()
         names = self._weights.close() or list(self._digests)

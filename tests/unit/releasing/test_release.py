@@ -18,7 +18,7 @@ from onmt_llm.config.model import ModelConfig
 from onmt_llm.errors import CheckpointError, ConfigError, UnsupportedError
 from onmt_llm.generate.open import open_engine
 from onmt_llm.nn.transformer import Transformer
-from onmt_llm.releasing import ctranslate2, release, verify
+from onmt_llm.releasing import ctranslate2, plain, release, verify
 from onmt_llm.releasing.ct2_spec import oversized
 
 VOCAB = tiny.tokens(64)
@@ -226,6 +226,18 @@ def test_safetensors_is_the_checkpoint_without_its_training_state(model: Path, t
     assert Checkpoint.open(tmp_path / "out").fingerprint == Checkpoint.open(model).fingerprint
     assert not (tmp_path / "out" / "train_state").exists()
     assert (tmp_path / "out" / "vocab.txt").read_bytes() == (model / "vocab.txt").read_bytes()
+
+
+def test_safetensors_that_differ_do_not_replace_a_release(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release(model, tmp_path / "out", format="safetensors")
+    before = (tmp_path / "out" / "manifest.json").read_bytes()
+    monkeypatch.setattr(plain, "find_damage", lambda path, thorough: ["vocab.txt differs"])
+    with pytest.raises(CheckpointError, match=r"vocab\.txt differs"):
+        release(model, tmp_path / "out", format="safetensors", force=True)
+    assert (tmp_path / "out" / "manifest.json").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
 
 
 def test_pytorch_is_one_file_of_plain_tensors(model: Path, tmp_path: Path) -> None:
