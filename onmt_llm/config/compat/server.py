@@ -84,7 +84,8 @@ def search_options(opt: Any, translate: TranslateOptions) -> dict[str, Any]:
     result = Translation()
     if not isinstance(opt, dict):
         raise ConfigError("'opt' must be a mapping of options, but is not.")
-    of_model = sorted({*_names(EngineConfig), "tgt_file_prefix"}.intersection(opt))
+    # the scheduler makes the batches, whatever their size is to be
+    of_model = sorted((_names(EngineConfig) - {"batch_size", "batch_type"} | {"tgt_file_prefix"}).intersection(opt))
     if of_model:
         raise ConfigError(f"'{of_model[0]}' must be left out of a clone, which shares the model, but is given.")
     found = _Served("clone", {"model": "-", "opt": opt}, result).translate("", translate)

@@ -93,7 +93,9 @@ def check_models(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> No
 
 
 def test_a_clone_has_its_own_options(client: TestClient) -> None:
-    number = client.post("/translator/clone_model/100", json={"opt": {"beam_size": 4, "n_best": 4}}).json()["model_id"]
+    number = client.post(
+        "/translator/clone_model/100", json={"opt": {"beam_size": 4, "n_best": 4, "batch_size": 1}}
+    ).json()["model_id"]
     answer = client.post("/translator/translate", json=[{"id": number, "src": "1 2"}]).json()
     assert [row[0]["n_best"] for row in answer] == [4] * 4
     same = client.post(f"/translator/clone_model/{number}", json={"timeout": 3}).json()
