@@ -234,7 +234,7 @@ def dpo(answers: RatedAnswers, settings: PreferenceConfig) -> PreferenceLosses:
 def orpo(answers: RatedAnswers, settings: PreferenceConfig) -> PreferenceLosses:
     """Likelihood per token of the chosen answer, and the odds ratio of the two answers; no reference."""
     chosen, rejected = answers.chosen, answers.rejected
-    odds_P = chosen.mean_B - rejected.mean_B - (_log1mexp(chosen.mean_B) - _log1mexp(rejected.mean_B))
+    odds_P = _log_odds(chosen.mean_B) - _log_odds(rejected.mean_B)
     losses_P = -chosen.mean_B - settings.orpo_beta * F.logsigmoid(odds_P)
     return _paired(losses_P, settings.orpo_beta * chosen.mean_B, settings.orpo_beta * rejected.mean_B)
 
@@ -262,9 +262,11 @@ PREFERENCE_LOSSES: dict[str, Callable[[RatedAnswers, PreferenceConfig], Preferen
 """The preference losses, by their name in `objective`."""
 
 
-def _log1mexp(x: Tensor) -> Tensor:
-    """log(1 - exp(x)) for x < 0, accurate on both sides of -log 2."""
-    return torch.where(x < -math.log(2), torch.log1p(-x.exp()), torch.log(-torch.expm1(x)))
+def _log_odds(x: Tensor) -> Tensor:
+    """x - log(1 - exp(x)) of log-probabilities x <= 0, accurate on both sides of -log 2. Probabilities above 1 - 1e-6
+    count as that: those of 1 have infinite odds, and a gradient that is no number."""
+    x = x.clamp(max=-1e-6)
+    return x - torch.where(x < -math.log(2), torch.log1p(-x.exp()), torch.log(-torch.expm1(x)))
 
 
 def sequence_log_probs(model: Transformer, batch: Batch, chunk_tokens: int = 0) -> LogProbs:

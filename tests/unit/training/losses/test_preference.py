@@ -109,6 +109,17 @@ def test_losses_and_gradients_are_those_of_trl(loss: str) -> None:
     check_against_trl(loss)
 
 
+@pytest.mark.parametrize("certain", [True, False])
+def test_orpo_has_a_gradient_for_answers_of_probability_one(certain: bool) -> None:
+    logits_BTV = torch.zeros(2, 3, 4)
+    logits_BTV[int(not certain), :, 1] = 200.0
+    logits_BTV.requires_grad_()
+    answers = given(logits_BTV, torch.ones(2, 2, dtype=torch.long))
+    first = torch.tensor([True, False])
+    orpo(RatedAnswers(answers, None, first, torch.zeros(())), PreferenceConfig()).losses_P.sum().backward()
+    assert logits_BTV.grad is not None and logits_BTV.grad.isfinite().all()
+
+
 @pytest.mark.slow
 def test_the_fixture_is_what_trl_says_now(tmp_path: Path) -> None:
     pytest.importorskip("trl")
