@@ -112,18 +112,19 @@ def resolve_layers(
 
 
 def _check_used(config: TrainConfig, spec: AdapterSpec | None, expansion: ExpansionSpec | None) -> None:
-    """Refuse settings of adapters or of new blocks where there are none: the user expects that little is trained."""
+    """Refuse settings of adapters or of new blocks where there are none: the user expects that little is trained. An
+    explicit `lora_layers: []`, as in a file that changes another, says otherwise."""
     of_adapters = config.lora.model_dump(exclude_defaults=True)
     of_adapters |= config.optimizer.model_dump(include={"loraplus_lr_ratio"}, exclude_defaults=True)
-    unused = {
-        "lora_layers or lora_embedding": of_adapters if spec is None else {},
-        "expand_every or expand_blocks": config.expansion.model_dump(exclude_defaults=True) if not expansion else {},
-    }
-    for needed, options in unused.items():
-        if options:
-            names = " and ".join(options)
+    of_blocks = config.expansion.model_dump(exclude_defaults=True)
+    for needed, section, options, is_on in (
+        (("lora_layers", "lora_embedding"), config.lora, of_adapters, spec is not None),
+        (("expand_every", "expand_blocks"), config.expansion, of_blocks, expansion is not None),
+    ):
+        if options and not is_on and section.model_fields_set.isdisjoint(needed):
+            names, one = " and ".join(options), " or ".join(needed)
             raise ConfigError(
-                f"{names} must come with {needed}, but neither is set, so the whole model would be trained.",
+                f"{names} must come with {one}, but neither is set, so the whole model would be trained.",
                 hint=f"set one of them, or leave {names} out",
             )
 

@@ -77,6 +77,7 @@ def test_frozen_stacks_do_not_go_with_adapters(stack: str) -> None:
 def test_settings_of_adapters_and_new_blocks_need_some(options: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         resolve(options)
+    assert resolve({**options, "lora_layers": [], "expand_every": 0}).beside_base is None  # switched off on purpose
 
 
 def test_a_stored_adapter_continues_as_it_is() -> None:
