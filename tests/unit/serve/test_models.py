@@ -128,16 +128,21 @@ def test_models_that_do_not_exist_are_named_by_the_error(server: Any) -> None:
     assert server.http.get("/v1/models/bert").status_code == 404
 
 
-def test_few_requests_wait_for_a_model_that_is_loaded(spec: Callable[..., ModelSpec]) -> None:
+def opened_slowly(spec: ModelSpec) -> tuple[ModelSpec, threading.Event, threading.Event]:
+    """A model that says when it begins to be loaded, and waits until it may be."""
     started, go = threading.Event(), threading.Event()
-    slow = spec("torch")
 
     def opening() -> Any:
         started.set()
         go.wait(20)
-        return slow.open()
+        return spec.open()
 
-    pool = ModelPool([replace(slow, open=opening)], max_queue=1)
+    return replace(spec, open=opening), started, go
+
+
+def test_few_requests_wait_for_a_model_that_is_loaded(spec: Callable[..., ModelSpec]) -> None:
+    slow, started, go = opened_slowly(spec("torch"))
+    pool = ModelPool([slow], max_queue=1)
 
     async def use() -> str:
         async with pool.use("torch") as model:
@@ -159,15 +164,8 @@ def test_few_requests_wait_for_a_model_that_is_loaded(spec: Callable[..., ModelS
 
 
 def test_a_server_that_stops_while_a_model_is_loaded_ends(spec: Callable[..., ModelSpec]) -> None:
-    started, go = threading.Event(), threading.Event()
-    slow = spec("torch")
-
-    def opening() -> Any:
-        started.set()
-        go.wait(20)
-        return slow.open()
-
-    pool = ModelPool([replace(slow, open=opening)])
+    slow, started, go = opened_slowly(spec("torch"))
+    pool = ModelPool([slow])
 
     async def use() -> None:
         async with pool.use("torch"):
